@@ -1,0 +1,85 @@
+"""The application: `uvicorn --factory api.app:create_app`. Its role comes from the settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry
+
+from api import problems
+from api.deps import Services
+from api.metrics import QueueMetrics, RequestMetrics
+from api.middleware import LimitBody, Observe
+from api.routes import catalog, customers, datasets, health, prompt_sets, tuning_jobs
+from bpt_store import logs
+from bpt_store.db import Database
+from bpt_store.objects import Objects
+from bpt_store.queue import Doorbell, celery_app
+from bpt_store.settings import Role, Settings, load_settings
+
+BODY_LIMIT_BYTES = 1 << 20
+FORM_OVERHEAD_BYTES = 1 << 20
+
+DESCRIPTION = """
+One frozen Vision Transformer, a small prompt set per customer: upload a dataset, tune, predict.
+
+Errors are RFC 9457 problem documents with a stable `code`. Every reply carries `X-Request-Id`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or load_settings()
+    logs.configure(settings.log_level)
+    app = FastAPI(
+        title="bpt-service",
+        version="1",
+        description=DESCRIPTION,
+        generate_unique_id_function=_operation_id,
+        lifespan=_lifespan,
+    )
+    app.state.services = Services(
+        settings=settings,
+        database=Database(settings),
+        objects=Objects(settings.objects_url),
+        doorbell=Doorbell(celery_app(settings)),
+    )
+    app.state.registry = CollectorRegistry()
+    app.state.registry.register(QueueMetrics(app.state.services.database))
+    app.state.engine = None
+    app.include_router(health.router)
+    if settings.role in (Role.API, Role.ALL):
+        for module in (customers, catalog, datasets, tuning_jobs, prompt_sets):
+            app.include_router(module.router)
+    if settings.role in (Role.PREDICT, Role.ALL):
+        # Only here, so that the role `api` never imports torch.
+        from api.engine import Engine
+        from api.routes import predictions
+
+        app.state.engine = Engine(settings)
+        app.include_router(predictions.router)
+    problems.install(app)
+    images_bytes = settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
+    app.add_middleware(
+        LimitBody,
+        default_bytes=BODY_LIMIT_BYTES,
+        limits={"/v1/datasets": None, "/v1/predictions": images_bytes},
+    )
+    app.add_middleware(Observe, metrics=RequestMetrics(app.state.registry))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    if app.state.engine is not None:
+        app.state.engine.close()
+    app.state.services.database.close()
+
+
+def _operation_id(route: APIRoute) -> str:
+    """create_tuning_job -> createTuningJob: stable verbs, whatever the path."""
+    return re.sub(r"_([a-z])", lambda match: match[1].upper(), route.name)

@@ -1,0 +1,106 @@
+"""What routes are given: who asks, a transaction limited to that customer, and the parts of the service."""
+
+# No postponed annotations here: FastAPI must see those of the inner functions, which name local variables.
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Query, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from api.problems import Problem
+from bpt_store import customers
+from bpt_store.customers import Identity, Scope
+from bpt_store.db import Database
+from bpt_store.errors import Unauthenticated
+from bpt_store.models import JobKind
+from bpt_store.objects import Objects
+from bpt_store.queue import Doorbell
+from bpt_store.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="an API key: bpt_<id>_<secret>")
+_RING = "ring after commit"
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once per process, in api/app.py."""
+
+    settings: Settings
+    database: Database
+    objects: Objects
+    doorbell: Doorbell
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def _identity(
+    services: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Identity:
+    if credentials is None:
+        raise Unauthenticated("an API key is needed: Authorization: Bearer bpt_...")
+    with services.database.system() as session:
+        return customers.authenticate(session, credentials.credentials)
+
+
+def require(scope: Scope) -> Callable[..., Identity]:
+    """A dependency that gives the caller's identity if its key has `scope`."""
+
+    def check(identity: Annotated[Identity, Depends(_identity)]) -> Identity:
+        if scope not in identity.scopes:
+            raise Problem("insufficient_scope", f"the API key lacks the scope {scope}")
+        return identity
+
+    return check
+
+
+def customer_of(identity: Identity) -> UUID:
+    """Keys with customers' scopes always belong to a customer."""
+    assert identity.customer_id is not None
+    return identity.customer_id
+
+
+def customer_session(scope: Scope) -> Callable[..., Iterator[Session]]:
+    """A dependency: one transaction for the caller's customer, committed before the reply leaves."""
+
+    def open_session(
+        services: ServicesDep, identity: Annotated[Identity, Depends(require(scope))]
+    ) -> Iterator[Session]:
+        with services.database.customer(customer_of(identity)) as session:
+            yield session
+        for kind in session.info.get(_RING, ()):
+            services.doorbell.ring(kind)
+
+    return open_session
+
+
+def admin_session(
+    services: ServicesDep, _identity: Annotated[Identity, Depends(require(Scope.ADMIN))]
+) -> Iterator[Session]:
+    """One transaction that sees all customers."""
+    with services.database.system() as session:
+        yield session
+
+
+def ring_after_commit(session: Session, kind: JobKind) -> None:
+    session.info.setdefault(_RING, set()).add(kind)
+
+
+AdminSession = Annotated[Session, Depends(admin_session, scope="function")]
+DatasetsReadSession = Annotated[Session, Depends(customer_session(Scope.DATASETS_READ), scope="function")]
+DatasetsWriteSession = Annotated[Session, Depends(customer_session(Scope.DATASETS_WRITE), scope="function")]
+JobsReadSession = Annotated[Session, Depends(customer_session(Scope.JOBS_READ), scope="function")]
+JobsWriteSession = Annotated[Session, Depends(customer_session(Scope.JOBS_WRITE), scope="function")]
+PromptsReadSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_READ), scope="function")]
+
+Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
+After = Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")]

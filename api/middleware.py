@@ -1,0 +1,95 @@
+"""Around every request: an id, a log line, metrics, and a bound on the body."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from api.metrics import RequestMetrics
+from bpt_store import logs
+
+logger = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Observe:
+    """Gives each request an id (the caller's own, if it is sane), logs it and counts it."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        token = logs.request_id.set(request_id)
+        started, status, replied = time.monotonic(), 500, False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, replied
+            if message["type"] == "http.response.start":
+                status, replied = message["status"], True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            # Answered here and not by Starlette's outermost layer, where the request's id is gone already.
+            if replied:
+                raise
+            reply = await problems.unexpected(Request(scope), error)
+            await reply(scope, receive, send_with_id)
+        finally:
+            seconds = time.monotonic() - started
+            # The route's pattern, not the path: ids would make a metric each.
+            route = getattr(scope.get("route"), "path", "(none)")
+            self._metrics.saw(scope["method"], route, status, seconds)
+            logger.info(
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "milliseconds": round(seconds * 1000, 1),
+                },
+            )
+            logs.request_id.reset(token)
+
+
+class LimitBody:
+    """Refuses bodies over `limits[path]`, or over `default_bytes`; dataset uploads (None) bound themselves."""
+
+    def __init__(self, app: ASGIApp, default_bytes: int, limits: dict[str, int | None]) -> None:
+        self._app, self._default_bytes, self._limits = app, default_bytes, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._limits.get(scope["path"], self._default_bytes) if scope["type"] == "http" else None
+        if limit is None:
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            if announced.isdigit() and int(announced) > limit:
+                raise HTTPException(413, f"at most {limit} bytes; the request announces {announced}")
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, f"at most {limit} bytes")
+            return message
+
+        await self._app(scope, receive_within_limit, send)

@@ -1,0 +1,181 @@
+"""Everything that goes wrong, as RFC 9457 problem documents. The one place where facts become HTTP.
+
+A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from bpt_core.errors import BptError
+from bpt_store import logs
+from bpt_store.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+STATUS: dict[str, int] = {
+    "unauthenticated": 401,
+    "insufficient_scope": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "conflict": 409,
+    "dataset_in_use": 409,
+    "dataset_not_ready": 409,
+    "job_terminal": 409,
+    "name_taken": 409,
+    "upload_expired": 409,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "artifact_schema": 422,
+    "backbone_noncommercial": 422,
+    "backbone_unknown": 422,
+    "body_unreadable": 422,
+    "checksum_mismatch": 422,
+    "image_animated": 422,
+    "image_corrupt": 422,
+    "image_too_large": 422,
+    "image_unsupported": 422,
+    "invalid_request": 422,
+    "invalid_setting": 422,
+    "queue_limit": 429,
+    "internal_error": 500,
+    "artifact_integrity": 503,
+    "database_unavailable": 503,
+    "weights_unavailable": 503,
+    "insufficient_storage": 507,
+}
+# Any operation may meet these: a key that does not hold, a database that is away, a bug.
+_ANYWHERE = ("unauthenticated", "insufficient_scope", "invalid_request", "internal_error", "database_unavailable")
+_OF_HTTP_STATUS = {400: "body_unreadable", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
+class ProblemField(BaseModel):
+    """One field of a request that is wrong."""
+
+    param: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    param: str | None = None
+    request_id: str | None = None
+    errors: list[ProblemField] = []
+
+
+class Problem(Exception):
+    """Something wrong that the API itself finds out."""
+
+    def __init__(self, code: str, detail: str, *, param: str | None = None) -> None:
+        super().__init__(detail)
+        self.code, self.param = code, param
+
+
+def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The error part of an operation's OpenAPI, one entry per status, one example per code."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in (*codes, *_ANYWHERE):
+        status = STATUS[code]
+        entry = found.setdefault(
+            status,
+            {
+                "description": HTTPStatus(status).phrase,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}, "examples": {}}},
+            },
+        )
+        example = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
+        entry["content"][MEDIA_TYPE]["examples"][code] = {
+            "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."}
+        }
+    return found
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(StoreError, _problem)
+    app.add_exception_handler(BptError, _problem)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(PoolTimeout, _database)
+
+
+def document(request: Request, code: str, detail: str, **more: Any) -> ProblemDocument:
+    status = STATUS[code]
+    return ProblemDocument(
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        request_id=logs.request_id.get(),
+        **more,
+    )
+
+
+def _reply(request: Request, code: str, detail: str, **more: Any) -> JSONResponse:
+    body = document(request, code, detail, **more)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if body.status in (429, 503) else {}
+    if body.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body.model_dump(), body.status, headers, MEDIA_TYPE)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem | StoreError | BptError)
+    if error.code not in STATUS:
+        return await unexpected(request, error)
+    return _reply(request, error.code, str(error), param=getattr(error, "param", None))
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields = [
+        ProblemField(param=".".join(str(part) for part in item["loc"][1:]), detail=item["msg"])
+        for item in error.errors()
+    ]
+    if any(item["type"] == "json_invalid" for item in error.errors()):
+        return _reply(request, "body_unreadable", "the body is not valid JSON", errors=fields)
+    summary = "; ".join(f"{field.param}: {field.detail}" for field in fields[:3])
+    return _reply(request, "invalid_request", summary, param=fields[0].param if fields else None, errors=fields)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _OF_HTTP_STATUS.get(error.status_code)
+    if code is None:
+        return await unexpected(request, error)
+    return _reply(request, code, str(error.detail))
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    logger.error("database away", extra={"reason": str(error)})
+    return _reply(request, "database_unavailable", "the database cannot be reached right now")
+
+
+async def unexpected(request: Request, error: Exception) -> Response:
+    """The reply to a bug of ours: logged in full, told in one sentence."""
+    logger.error("unexpected error", exc_info=error)
+    return _reply(request, "internal_error", "something went wrong on our side; the request id finds it in the logs")

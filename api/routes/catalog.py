@@ -1,0 +1,32 @@
+"""What a tuning job may choose from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from api import schemas
+from api.deps import ServicesDep, require
+from api.problems import responses
+from bpt_core.catalog import CATALOG
+from bpt_core.recipe import DEFAULTS, Depth, Method
+from bpt_store.customers import Identity, Scope
+
+router = APIRouter(prefix="/v1")
+Caller = Annotated[Identity, Depends(require(Scope.JOBS_READ))]
+
+
+@router.get("/backbones", tags=["catalog"], summary="List the frozen backbones", responses=responses())
+def list_backbones(services: ServicesDep, _caller: Caller) -> schemas.Page[schemas.Backbone]:
+    allowed = services.settings.allow_noncommercial
+    data = [schemas.Backbone.of(spec, available=allowed or not spec.non_commercial) for spec in CATALOG.values()]
+    return schemas.Page(data=data, has_more=False, next_cursor=None)
+
+
+@router.get("/methods", tags=["catalog"], summary="List the tuning methods", responses=responses())
+def list_methods(_caller: Caller) -> schemas.Page[schemas.MethodInfo]:
+    data = [
+        schemas.MethodInfo(type=method, depths=[Depth.SHALLOW], defaults=dict(DEFAULTS[method])) for method in Method
+    ]
+    return schemas.Page(data=data, has_more=False, next_cursor=None)

@@ -1,0 +1,401 @@
+"""What goes over the wire. Requests refuse unknown fields; replies are made from rows by `of`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Generic, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from bpt_core.catalog import BackboneSpec
+from bpt_core.recipe import Depth, Method
+from bpt_store import ids, models
+from bpt_store.customers import CUSTOMER_SCOPES, Scope
+from bpt_store.prompt_sets import NAME_PATTERN
+
+Item = TypeVar("Item")
+
+
+def _plain(text: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("control characters are not allowed")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("lone surrogates are not allowed") from None
+    return text
+
+
+def _small(metadata: dict[str, str]) -> dict[str, str]:
+    if len(metadata) > 16:
+        raise ValueError("at most 16 pairs")
+    return metadata
+
+
+PlainText = Annotated[str, AfterValidator(_plain)]
+Name = Annotated[PlainText, Field(min_length=1, max_length=200)]
+Metadata = Annotated[
+    dict[Annotated[PlainText, Field(min_length=1, max_length=64)], Annotated[PlainText, Field(max_length=512)]],
+    AfterValidator(_small),
+]
+PromptSetName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", examples=["birds"])]
+PositiveFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list, newest first; give `next_cursor` as `after` to get the next."""
+
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None
+
+
+class Trouble(BaseModel):
+    """Why something failed."""
+
+    code: str
+    detail: str
+
+
+# --- customers and keys ---
+
+
+class CustomerCreate(Request):
+    name: Name
+
+
+class Customer(BaseModel):
+    id: str
+    name: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.Customer) -> Self:
+        return cls(id=ids.public(ids.CUSTOMER, row.id), name=row.name, created_at=row.created_at)
+
+
+class ApiKeyCreate(Request):
+    customer: str = Field(examples=["cus_0199c0de000070008000000000000000"])
+    name: Name
+    scopes: list[Scope] = Field(default=list(CUSTOMER_SCOPES), min_length=1)
+    expires_at: datetime | None = None
+
+
+class ApiKey(BaseModel):
+    """`token` is there in the reply to the creation and never again."""
+
+    id: str
+    customer: str | None
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    token: str | None = None
+
+    @classmethod
+    def of(cls, row: models.ApiKey, token: str | None = None) -> Self:
+        return cls(
+            id=ids.public(ids.KEY, row.id),
+            customer=ids.public(ids.CUSTOMER, row.customer_id) if row.customer_id else None,
+            name=row.name,
+            scopes=row.scopes,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+            token=token,
+        )
+
+
+# --- what there is to choose from ---
+
+
+class Backbone(BaseModel):
+    name: str
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    depth: int
+    pooling: str
+    licence: str
+    non_commercial: bool
+    available: bool = Field(description="false: its licence forbids commercial use and this service has not allowed it")
+
+    @classmethod
+    def of(cls, spec: BackboneSpec, *, available: bool) -> Self:
+        return cls(
+            name=spec.name,
+            image_size=spec.image_size,
+            patch_size=spec.patch_size,
+            embed_dim=spec.embed_dim,
+            depth=spec.depth,
+            pooling=spec.pooling,
+            licence=spec.licence,
+            non_commercial=spec.non_commercial,
+            available=available,
+        )
+
+
+class MethodInfo(BaseModel):
+    type: Method
+    depths: list[Depth]
+    defaults: dict[str, Any]
+
+
+# --- datasets ---
+
+
+class Source(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class Dataset(BaseModel):
+    id: str
+    name: str
+    state: models.DatasetState
+    task: str
+    class_names: list[str]
+    counts: dict[str, dict[str, int]] | None = Field(description="images per split and class, once ready")
+    source: Source | None
+    error: Trouble | None
+    metadata: dict[str, str]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.Dataset) -> Self:
+        return cls(
+            id=ids.public(ids.DATASET, row.id),
+            name=row.name,
+            state=row.state,
+            task=row.task,
+            class_names=row.class_names,
+            counts=(row.report or {}).get("counts") if row.state is models.DatasetState.READY else None,
+            source=Source(sha256=row.source_sha256, bytes=row.source_bytes or 0) if row.source_sha256 else None,
+            error=_trouble(row.error),
+            metadata=row.custom,
+            created_at=row.created_at,
+        )
+
+
+# --- tuning jobs ---
+
+
+class MethodChoice(Request):
+    type: Method = Method.BPT_BILINEAR
+    depth: Depth = Depth.SHALLOW
+    prompts: int | None = Field(None, description="number of prompts m; absent: a default for the backbone")
+    rank: int | None = Field(None, description="p of P~ = A B^T; absent: a default for the number of prompts")
+
+
+class Hyperparameters(Request):
+    """What is absent gets the recipe's default for the method and backbone."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: PositiveFloat | None = None
+    weight_decay: PositiveFloat | None = None
+    head_weight_decay: PositiveFloat | None = None
+    warmup_epochs: int | None = None
+    crop_scale_min: PositiveFloat | None = None
+    views: int | None = None
+
+
+class TuningJobCreate(Request):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "dataset": "ds_0199c0de000070008000000000000000",
+                    "prompt_set": "birds",
+                    "method": {"type": "bpt-bilinear", "prompts": 32, "rank": 24},
+                    "hyperparameters": {"epochs": 30},
+                }
+            ]
+        },
+    )
+
+    dataset: str
+    prompt_set: PromptSetName
+    backbone: str | None = None
+    method: MethodChoice = MethodChoice()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    seed: int = Field(0, ge=0, lt=2**63)
+    metadata: Metadata = {}
+
+
+class TuningJob(BaseModel):
+    id: str
+    state: models.JobState
+    dataset: str
+    prompt_set: str
+    backbone: str
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    parameters: int = Field(description="trained parameters without the head, as the paper counts")
+    attempt: int
+    failures: int
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: Trouble | None
+    metadata: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: models.Job) -> Self:
+        method, hyperparameters, seed = split_recipe(row.payload["recipe"])
+        assert row.dataset_id is not None
+        return cls(
+            id=ids.public(ids.JOB, row.id),
+            state=row.state,
+            dataset=ids.public(ids.DATASET, row.dataset_id),
+            prompt_set=row.payload["prompt_set"],
+            backbone=row.payload["backbone"],
+            method=method,
+            hyperparameters=hyperparameters,
+            seed=seed,
+            parameters=row.payload["parameters"],
+            attempt=row.attempt,
+            failures=row.failures,
+            progress=row.progress,
+            result=row.result,
+            error=_trouble(row.error),
+            metadata=row.custom,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+
+class JobEvent(BaseModel):
+    number: int
+    attempt: int
+    type: str
+    data: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.JobEvent) -> Self:
+        return cls(number=row.number, attempt=row.attempt, type=row.type, data=row.data, created_at=row.created_at)
+
+
+# --- prompt sets ---
+
+
+class PromptSet(BaseModel):
+    id: str
+    name: str
+    latest_version: int | None
+    metadata: dict[str, str]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.PromptSet, latest_version: int | None) -> Self:
+        return cls(
+            id=ids.public(ids.PROMPT_SET, row.id),
+            name=row.name,
+            latest_version=latest_version,
+            metadata=row.custom,
+            created_at=row.created_at,
+        )
+
+
+class PromptSetVersion(BaseModel):
+    prompt_set: str
+    version: int
+    artifact_sha256: str
+    artifact_bytes: int
+    backbone: str
+    backbone_fingerprint: str
+    class_names: list[str]
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    parameters: int
+    metrics: dict[str, Any]
+    job: str | None
+    dataset: str | None
+    archived_at: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, name: str, row: models.PromptSetVersion) -> Self:
+        method, hyperparameters, seed = split_recipe(row.recipe)
+        return cls(
+            prompt_set=name,
+            version=row.version,
+            artifact_sha256=row.artifact_sha256,
+            artifact_bytes=row.artifact_bytes,
+            backbone=row.backbone,
+            backbone_fingerprint=row.backbone_fingerprint,
+            class_names=row.class_names,
+            method=method,
+            hyperparameters=hyperparameters,
+            seed=seed,
+            parameters=row.parameters,
+            metrics=row.metrics,
+            job=ids.public(ids.JOB, row.job_id) if row.job_id else None,
+            dataset=ids.public(ids.DATASET, row.dataset_id) if row.dataset_id else None,
+            archived_at=row.archived_at,
+            created_at=row.created_at,
+        )
+
+
+# --- predictions ---
+
+
+class Score(BaseModel):
+    label: str
+    score: float
+
+
+class ImagePrediction(BaseModel):
+    """One per image of the request, in its order; `status` is 200, or that of the image's own error."""
+
+    index: int
+    filename: str | None
+    status: int
+    predictions: list[Score]
+    error: Trouble | None
+
+
+class UsedPromptSet(BaseModel):
+    name: str
+    version: int
+    artifact_sha256: str
+    backbone: str
+    backbone_fingerprint: str
+
+
+class Timings(BaseModel):
+    decode_ms: float
+    compute_ms: float
+
+
+class Predictions(BaseModel):
+    prompt_set: UsedPromptSet
+    data: list[ImagePrediction]
+    timings: Timings
+
+
+_METHOD_FIELDS = ("depth", "prompts", "rank")
+
+
+def split_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A stored recipe -> method, hyperparameters and seed, as the interface names them."""
+    method = {"type": recipe["method"], **{name: recipe[name] for name in _METHOD_FIELDS}}
+    rest = {name: value for name, value in recipe.items() if name not in (*_METHOD_FIELDS, "method", "seed")}
+    return method, rest, recipe["seed"]
+
+
+def _trouble(error: Mapping[str, Any] | None) -> Trouble | None:
+    return Trouble(code=error["code"], detail=error["detail"]) if error else None

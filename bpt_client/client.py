@@ -1,0 +1,136 @@
+"""The Python client: one class, a group of verbs for each resource.
+
+    with Client("http://127.0.0.1:8000", "bpt_...") as client:
+        dataset = client.datasets.upload("flowers/")
+        client.datasets.wait(dataset.id)
+        job = client.tuning_jobs.create(dataset.id, prompt_set="flowers")
+        for event in client.tuning_jobs.follow(job.id):
+            print(event.type, event.data)
+        answer = client.predict(["rose.jpg"], "flowers")
+
+Every call may raise ApiError, ConnectionFailed and UnexpectedAnswer (see errors.py); docstrings name what comes
+on top. Only GETs are ever repeated by themselves.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from bpt_client.datasets import Datasets
+from bpt_client.errors import InputError
+from bpt_client.models import ApiKey, Backbone, Customer, Method, Prediction, parse
+from bpt_client.prompt_sets import PromptSets
+from bpt_client.transport import Transport, decode, segment
+from bpt_client.tuning_jobs import TuningJobs
+
+Image = str | Path | tuple[str, bytes]
+"""A file's path, or (name, content)."""
+
+
+class Client:
+    """Talks to one service with one key; a context manager. Threads may share it.
+
+    `timeout` is in seconds, for connecting and for each silence within an answer. InputError for a URL or a
+    key that cannot be one.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, timeout: float = 30.0) -> None:
+        self._transport = Transport(base_url, api_key, timeout)
+        self.customers = Customers(self._transport)
+        self.api_keys = ApiKeys(self._transport)
+        self.datasets = Datasets(self._transport)
+        self.tuning_jobs = TuningJobs(self._transport)
+        self.prompt_sets = PromptSets(self._transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def backbones(self) -> Iterator[Backbone]:
+        return self._transport.pages(Backbone, "/v1/backbones")
+
+    def methods(self) -> Iterator[Method]:
+        return self._transport.pages(Method, "/v1/methods")
+
+    def predict(self, images: Sequence[Image], prompt_set: str, *, top_k: int = 3) -> Prediction:
+        """Classify images in one request. `prompt_set` is "name" (its newest version) or "name:3".
+
+        An image that cannot be read does not spoil the others: look at its `error`. Where no image can be read
+        the service refuses the whole. InputError for no images, or a file that cannot be opened.
+        """
+        if not images:
+            raise InputError("there are no images to predict")
+        with ExitStack() as files:
+            parts = [("images", _image_part(image, files)) for image in images]
+            form = {"prompt_set": prompt_set, "top_k": str(top_k)}
+            return parse(Prediction, decode(self._transport.once("POST", "/v1/predictions", data=form, files=parts)))
+
+
+class Customers:
+    """Needs an administrator's key."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, name: str) -> Customer:
+        return self._transport.send(Customer, "/v1/customers", {"name": name})
+
+    def list(self) -> Iterator[Customer]:
+        return self._transport.pages(Customer, "/v1/customers")
+
+    def get(self, customer_id: str) -> Customer:
+        return self._transport.fetch(Customer, f"/v1/customers/{segment(customer_id)}")
+
+
+class ApiKeys:
+    """Needs an administrator's key."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        customer_id: str,
+        name: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        """The answer's `token` is the secret; it cannot be had again. Without scopes the service chooses."""
+        body = {
+            "customer": customer_id,
+            "name": name,
+            "scopes": None if scopes is None else [*scopes],
+            "expires_at": None if expires_at is None else expires_at.isoformat(),
+        }
+        return self._transport.send(ApiKey, "/v1/api-keys", body)
+
+    def list(self, customer_id: str) -> Iterator[ApiKey]:
+        return self._transport.pages(ApiKey, "/v1/api-keys", {"customer": customer_id})
+
+    def revoke(self, key_id: str) -> ApiKey:
+        return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/revoke")
+
+
+def _image_part(image: Image, files: ExitStack) -> tuple[str, BinaryIO | bytes, str]:
+    """(name, content, media type) as httpx wants it; files stay open until `files` closes."""
+    content: BinaryIO | bytes
+    if isinstance(image, tuple):
+        name, content = image
+    else:
+        name = Path(image).name
+        try:
+            content = files.enter_context(Path(image).open("rb"))  # noqa: SIM115  # `files` closes it
+        except OSError as error:
+            raise InputError(f"cannot read {image}: {error.strerror}") from error
+    return name, content, mimetypes.guess_type(name)[0] or "application/octet-stream"

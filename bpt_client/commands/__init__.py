@@ -1,0 +1,1 @@
+"""The subcommands of `bpt`, a module for each noun."""

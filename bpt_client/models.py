@@ -1,0 +1,374 @@
+"""The service's resources as frozen dataclasses.
+
+A field the service sends and a class does not know is ignored, so that a newer service does not break an
+older client. For the same reason a `state` is a plain string with predicates beside it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bpt_client.errors import UnexpectedAnswer
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+_SPLITS = ("train", "val", "test")
+TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a dataset, a job or one image of a prediction failed; `code` is stable."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Customer:
+    id: str
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """`token` is the secret itself; the service shows it once, in the answer that creates the key."""
+
+    id: str
+    customer: str | None
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    token: str | None = field(default=None, repr=False)  # must not end up in a log by way of repr
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen Vision Transformer; sizes in pixels, `depth` in blocks.
+
+    Not `available`: its licence forbids commercial use, and this service has not allowed that.
+    """
+
+    name: str
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    depth: int
+    pooling: str = ""
+    licence: str = ""
+    non_commercial: bool = False
+    available: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to tune; `defaults` are where it differs from the recipe all methods share."""
+
+    type: str
+    depths: tuple[str, ...] = ()
+    defaults: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The archive as it was uploaded."""
+
+    sha256: str | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`counts` is {class name: {split: images}}, None until the dataset was validated."""
+
+    id: str
+    name: str
+    state: str
+    created_at: datetime
+    task: str = "single-label"
+    class_names: tuple[str, ...] = ()
+    source: Source | None = None
+    counts: dict[str, dict[str, int]] | None = None
+    error: Problem | None = None
+    metadata: Json = field(default_factory=dict)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def is_failed(self) -> bool:
+        return self.state == "failed"
+
+    def images(self, split: str | None = None) -> int:
+        """Images in one split, or in all of them; 0 while nothing is known."""
+        counts = (self.counts or {}).values()
+        return sum(images for splits in counts for name, images in splits.items() if split in (None, name))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images: train, val, test."""
+        return tuple(split for split in _SPLITS if self.images(split))
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """`prompts` = m and `rank` = p; None or 0 for the linear probe."""
+
+    type: str
+    depth: str | None = None
+    prompts: int | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one split: accuracies between 0 and 1, `loss` is mean cross-entropy in nats."""
+
+    images: int
+    loss: float
+    top1: float
+    top5: float
+    per_class: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last epoch that ended, counted from 1; losses in nats, `seconds` it took."""
+
+    epoch: int | None = None
+    epochs: int | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    learning_rate: float | None = None
+    seconds: float | None = None
+    type: str = "epoch"
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a job that succeeded brought about; `test` is None where the dataset has no test split."""
+
+    prompt_set: str
+    version: int
+    best_epoch: int
+    val: Evaluation
+    artifact_sha256: str
+    artifact_bytes: int
+    test: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """`attempt` counts how often a worker took the job, `failures` how many of those attempts crashed.
+
+    `parameters` are the trained ones without the head. `dataset` is an id, `prompt_set` a name.
+    """
+
+    id: str
+    state: str
+    dataset: str
+    prompt_set: str
+    backbone: str
+    method: MethodSettings
+    hyperparameters: Json
+    created_at: datetime
+    seed: int = 0
+    parameters: int = 0
+    attempt: int = 0
+    failures: int = 0
+    progress: Progress | None = None
+    result: TuningResult | None = None
+    error: Problem | None = None
+    metadata: Json = field(default_factory=dict)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL_JOB_STATES
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """`number` runs 1, 2, 3, ... over all attempts. `type` says what `data` holds:
+
+    state    {"state", "reason"?, "error"?}
+    started  {"device", "resumed"}: this attempt has loaded all it needs, and goes on from a checkpoint or not
+    epoch    the fields of Progress
+    """
+
+    number: int
+    attempt: int
+    type: str
+    data: Json
+    created_at: datetime | None = None
+
+    @property
+    def state(self) -> str | None:
+        """The state the job is in from this event on; None for events of other types."""
+        return str(self.data.get("state")) if self.type == "state" else None
+
+    @property
+    def progress(self) -> Progress | None:
+        return parse(Progress, self.data) if self.type == "epoch" else None
+
+    @property
+    def is_last(self) -> bool:
+        return self.state in TERMINAL_JOB_STATES
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """`latest_version` is None until the first job for it has succeeded."""
+
+    id: str
+    name: str
+    created_at: datetime
+    latest_version: int | None = None
+    metadata: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VersionMetrics:
+    best_epoch: int | None = None
+    val: Evaluation | None = None
+    test: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class PromptSetVersion:
+    """Immutable. `job` and `dataset` are ids; what they name may be deleted since."""
+
+    prompt_set: str
+    version: int
+    artifact_sha256: str
+    artifact_bytes: int
+    backbone: str
+    backbone_fingerprint: str
+    class_names: tuple[str, ...]
+    created_at: datetime
+    method: MethodSettings | None = None
+    hyperparameters: Json = field(default_factory=dict)
+    seed: int = 0
+    parameters: int = 0
+    metrics: VersionMetrics = field(default_factory=VersionMetrics)
+    job: str | None = None
+    dataset: str | None = None
+    archived_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """Exactly what made a prediction."""
+
+    name: str
+    version: int
+    artifact_sha256: str
+    backbone: str
+    backbone_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """`score` is a probability between 0 and 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The answer for one image, best label first; an image that failed has `error` and no predictions."""
+
+    index: int
+    filename: str | None = None
+    status: int = 200
+    predictions: tuple[Score, ...] = ()
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds."""
+
+    decode_ms: float | None = None
+    compute_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`data` has one entry for each image sent, in that order."""
+
+    prompt_set: ServedVersion
+    data: tuple[ImagePrediction, ...]
+    timings: Timings = field(default_factory=Timings)
+
+
+def parse(kind: type[T], value: object) -> T:
+    """A dataclass of this module from decoded JSON; UnexpectedAnswer names the field that does not fit."""
+    parsed: T = _parse(kind, value, kind.__name__)
+    return parsed
+
+
+def _parse(kind: Any, value: object, where: str) -> Any:
+    if kind is Any:
+        return value
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (each for each in arguments if each is not types.NoneType)
+        return _parse(kind, value, where)
+    if origin is tuple:
+        items = _expect(list, value, where)
+        return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    if origin is dict:
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in _expect(dict, value, where).items()}
+    if is_dataclass(kind):
+        return _parse_fields(kind, _expect(dict, value, where), where)
+    if kind is datetime:
+        try:
+            return datetime.fromisoformat(_expect(str, value, where))
+        except ValueError as error:
+            raise UnexpectedAnswer(f"{where}: not a time: {value!r}") from error
+    if kind is float and isinstance(value, int):
+        return float(value)
+    return _expect(kind, value, where)
+
+
+def _parse_fields(kind: Any, values: Mapping[str, object], where: str) -> Any:
+    given: dict[str, Any] = {}
+    for name, (hint, is_required) in _fields(kind).items():
+        if values.get(name) is not None:
+            given[name] = _parse(hint, values[name], f"{where}.{name}")
+        elif is_required:
+            # Without a default null is fine only where the type says so.
+            given[name] = _parse(hint, values.get(name), f"{where}.{name}")
+    return kind(**given)
+
+
+@cache
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Per field its type and whether it has no default."""
+    hints = get_type_hints(kind)
+    return {
+        each.name: (hints[each.name], each.default is MISSING and each.default_factory is MISSING)
+        for each in fields(kind)
+    }
+
+
+def _expect(kind: Any, value: object, where: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UnexpectedAnswer(f"{where}: expected {kind.__name__}, got {value!r:.100}")
+    return value

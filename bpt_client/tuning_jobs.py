@@ -1,0 +1,134 @@
+"""Tuning jobs: ask for one, follow it epoch by epoch, wait for its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bpt_client import sse
+from bpt_client.errors import (
+    ConnectionFailed,
+    InputError,
+    ServerError,
+    TooManyRequests,
+    TuningFailed,
+    UnexpectedAnswer,
+    WaitedTooLong,
+)
+from bpt_client.models import JobEvent, TuningJob, parse
+from bpt_client.transport import Transport, deadline, segment
+
+_POLL_SECONDS = 0.5
+_SILENCE_SECONDS = 60.0  # a stream without a byte for so long is opened anew: the other end may be gone
+_RECONNECT_SECONDS = (0.2, 5.0)  # the first pause, the longest
+
+
+class TuningJobs:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        dataset_id: str,
+        prompt_set: str,
+        *,
+        backbone: str | None = None,
+        method: str | None = None,
+        prompts: int | None = None,
+        rank: int | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> TuningJob:
+        """Ask for a new version of `prompt_set`, which is made if absent. What is None is the service's default.
+
+        `method` is "bpt-bilinear" or "linear-probe"; InputError for prompts or a rank without it.
+        """
+        given = {"type": method, "prompts": prompts, "rank": rank}
+        chosen = {field: value for field, value in given.items() if value is not None}
+        if chosen and method is None:
+            raise InputError("prompts and rank belong to a method: name it, too")
+        body = {
+            "dataset": dataset_id,
+            "prompt_set": prompt_set,
+            "backbone": backbone,
+            "method": chosen or None,
+            "hyperparameters": dict(hyperparameters) if hyperparameters else None,
+            "seed": seed,
+            "metadata": dict(metadata) if metadata else None,
+        }
+        return self._transport.send(TuningJob, "/v1/tuning-jobs", body)
+
+    def list(self, *, state: str | None = None) -> Iterator[TuningJob]:
+        """Newest first; with `state` only the jobs in it."""
+        return self._transport.pages(TuningJob, "/v1/tuning-jobs", {"state": state})
+
+    def get(self, job_id: str) -> TuningJob:
+        return self._transport.fetch(TuningJob, f"/v1/tuning-jobs/{segment(job_id)}")
+
+    def cancel(self, job_id: str) -> TuningJob:
+        """A running job winds down first: it is `cancelling`, then `cancelled`."""
+        return self._transport.send(TuningJob, f"/v1/tuning-jobs/{segment(job_id)}/cancel")
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """Events there are so far, with a number above `after`."""
+        return self._transport.pages(JobEvent, f"/v1/tuning-jobs/{segment(job_id)}/events", {"after": after})
+
+    def follow(self, job_id: str, *, after: int = 0, patience_seconds: float = 120.0) -> Iterator[JobEvent]:
+        """Events as they happen, those of the past first, each exactly once; ends with the job.
+
+        A connection that breaks, also by a restart of the service, is made again and goes on behind the last
+        event seen. ConnectionFailed or the service's own ServerError only when no connection could be had for
+        `patience_seconds`.
+        """
+        path = f"/v1/tuning-jobs/{segment(job_id)}/events"
+        lost_at: float | None = None
+        pause, longest = _RECONNECT_SECONDS
+        while True:
+            headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Last-Event-ID": str(after)}
+            try:
+                with self._transport.stream(path, headers, _SILENCE_SECONDS) as chunks:
+                    lost_at = None
+                    for message in sse.messages(chunks):
+                        event = _event(message)
+                        if event is None or event.number <= after:
+                            continue
+                        after, pause = event.number, _RECONNECT_SECONDS[0]
+                        yield event
+                        if event.is_last:
+                            return
+            except (ConnectionFailed, ServerError, TooManyRequests) as error:
+                now = time.monotonic()
+                lost_at = now if lost_at is None else lost_at
+                if now - lost_at >= patience_seconds:
+                    raise
+                wished = 0.0 if isinstance(error, ConnectionFailed) else error.retry_after_seconds or 0.0
+                time.sleep(min(max(pause, wished), patience_seconds))
+            else:
+                # A stream may end early without an error, say when the service is restarted in order.
+                time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> TuningJob:
+        """The job once it succeeded. TuningFailed (also when cancelled); WaitedTooLong after `timeout` seconds."""
+        end = deadline(timeout)
+        while not (job := self.get(job_id)).is_terminal:
+            if time.monotonic() >= end:
+                raise WaitedTooLong(f"job {job_id} is still {job.state} after {timeout} s")
+            time.sleep(_POLL_SECONDS)
+        if job.state != "succeeded":
+            raise TuningFailed(job)
+        return job
+
+
+def _event(message: sse.Message) -> JobEvent | None:
+    """None for a message that is no event of a job, which a newer service might send."""
+    try:
+        body = json.loads(message.data)
+    except ValueError as error:
+        raise UnexpectedAnswer(f"an event that is not JSON: {message.data:.100}") from error
+    if not isinstance(body, dict) or "number" not in body:
+        return None
+    return parse(JobEvent, body)

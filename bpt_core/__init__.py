@@ -1,0 +1,1 @@
+"""bpt_core computes: frozen Vision Transformers, prompts, tuning, prediction. No environment, no customers."""

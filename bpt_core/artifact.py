@@ -1,0 +1,138 @@
+"""Prompt set <-> safetensors bytes. Equal content gives equal bytes: no times, no ids, one sorted JSON metadata key.
+
+Tensors, all float32:
+    prompts.folded  [m, d]   what is served (absent for the linear probe)
+    factors.A       [m, p]   from which tuning can go on (`bpt-bilinear`)
+    factors.B       [d, p]
+    head.weight     [C, d]
+    head.bias       [C]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bpt_core.errors import ArtifactError
+
+METADATA_KEY = "bpt"
+FORMAT = 1
+_FIELDS = (
+    "backbone",
+    "backbone_fingerprint",
+    "class_names",
+    "format",
+    "method",
+    "pooling",
+    "preprocessing",
+    "task",
+)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A customer's tuned prompts and head for one backbone. `prompts` is P~ [m, d], or None for the linear probe."""
+
+    prompts: Tensor | None
+    head_weight: Tensor
+    head_bias: Tensor
+    class_names: tuple[str, ...]
+    method: Mapping[str, Any]  # {"type", "depth", "prompts", "rank"}
+    backbone: str
+    backbone_fingerprint: str
+    pooling: str
+    preprocessing: Mapping[str, Any]
+    task: str = "single-label"
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def to_bytes(prompt_set: PromptSet) -> bytes:
+    """The artifact of a prompt set."""
+    tensors = {"head.weight": prompt_set.head_weight, "head.bias": prompt_set.head_bias}
+    if prompt_set.prompts is not None:
+        tensors["prompts.folded"] = prompt_set.prompts
+    tensors.update({f"factors.{name}": tensor for name, tensor in prompt_set.factors.items()})
+    metadata = {
+        "backbone": prompt_set.backbone,
+        "backbone_fingerprint": prompt_set.backbone_fingerprint,
+        "class_names": list(prompt_set.class_names),
+        "format": FORMAT,
+        "method": dict(prompt_set.method),
+        "pooling": prompt_set.pooling,
+        "preprocessing": dict(prompt_set.preprocessing),
+        "task": prompt_set.task,
+    }
+    ready = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    return save(ready, {METADATA_KEY: json.dumps(metadata, sort_keys=True, separators=(",", ":"))})
+
+
+def from_bytes(data: bytes) -> PromptSet:
+    """The prompt set in an artifact.
+
+    Raises ArtifactError: `artifact_corrupt` (not readable), `artifact_schema` (wrong names, shapes, types),
+    `artifact_non_finite` (NaN or infinity in a tensor).
+    """
+    try:
+        tensors = load(data)
+        metadata = json.loads(_metadata(data)[METADATA_KEY])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"not a prompt-set artifact: {error}") from error
+    _check_schema(tensors, metadata)
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{name} holds NaN or infinity", code="artifact_non_finite")
+    return PromptSet(
+        prompts=tensors.get("prompts.folded"),
+        head_weight=tensors["head.weight"],
+        head_bias=tensors["head.bias"],
+        class_names=tuple(metadata["class_names"]),
+        method=metadata["method"],
+        backbone=metadata["backbone"],
+        backbone_fingerprint=metadata["backbone_fingerprint"],
+        pooling=metadata["pooling"],
+        preprocessing=metadata["preprocessing"],
+        task=metadata["task"],
+        factors={
+            name.removeprefix("factors."): tensor for name, tensor in tensors.items() if name.startswith("factors.")
+        },
+    )
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    header_length = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + header_length])
+    metadata: dict[str, str] = header["__metadata__"]
+    return metadata
+
+
+def _check_schema(tensors: Mapping[str, Tensor], metadata: Any) -> None:
+    if not isinstance(metadata, dict) or sorted(metadata) != sorted(_FIELDS):
+        raise ArtifactError(f"metadata must hold exactly {', '.join(_FIELDS)}", code="artifact_schema")
+    if metadata["format"] != FORMAT:
+        raise ArtifactError(f"artifact format {metadata['format']} is not {FORMAT}", code="artifact_schema")
+    method, classes = metadata["method"], len(metadata["class_names"])
+    width = tensors["head.weight"].shape[-1] if "head.weight" in tensors else 0
+    expected: dict[str, tuple[int, ...]] = {"head.weight": (classes, width), "head.bias": (classes,)}
+    if method["prompts"]:
+        expected["prompts.folded"] = (method["prompts"], width)
+    if method["type"] == "bpt-bilinear":
+        expected["factors.A"] = (method["prompts"], method["rank"])
+        expected["factors.B"] = (width, method["rank"])
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected or width == 0:
+        raise ArtifactError(f"tensors must be {expected}, not {found}", code="artifact_schema")
+    wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    if wrong:
+        raise ArtifactError(f"not float32: {', '.join(wrong)}", code="artifact_schema")

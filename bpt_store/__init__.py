@@ -1,0 +1,1 @@
+"""bpt_store remembers: customers, datasets, jobs, prompt sets in PostgreSQL; archives and shards in object storage."""

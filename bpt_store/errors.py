@@ -1,0 +1,45 @@
+"""What bpt_store refuses, as facts; api/problems.py alone turns them into HTTP.
+
+StoreError              has a stable `code`
+├── NotFound            no such thing, or somebody else's: deliberately the same
+├── Conflict            not in the state it is in now
+├── LimitReached        a limit of the customer's
+├── Unauthenticated     no key, or none that holds
+├── Unavailable         a part of the service cannot be reached
+└── LeaseLost           a worker was replaced: stop, write nothing more
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    code = "store_error"
+
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail)
+        if code is not None:
+            self.code = code
+
+
+class NotFound(StoreError):
+    code = "not_found"
+
+
+class Conflict(StoreError):
+    code = "conflict"
+
+
+class LimitReached(StoreError):
+    code = "limit_reached"
+
+
+class Unauthenticated(StoreError):
+    code = "unauthenticated"
+
+
+class Unavailable(StoreError):
+    code = "unavailable"
+
+
+class LeaseLost(StoreError):
+    code = "lease_lost"

@@ -1,0 +1,260 @@
+"""The tables. Every one with customer data carries customer_id, and row-level security (see migrations) guards it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Enum,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NOW = text("now()")
+EMPTY_OBJECT = text("'{}'::jsonb")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "ck": "%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
+        datetime: DateTime(timezone=True),
+        str: Text,
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+        list[str]: ARRAY(Text),
+        bytes: LargeBinary,
+    }
+
+
+class DatasetState(StrEnum):
+    UPLOADING = "uploading"
+    VALIDATING = "validating"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class JobKind(StrEnum):
+    """Kinds of long work; each is also the name of a Celery queue."""
+
+    INGEST = "ingest"
+    TUNE = "tune"
+
+
+class JobState(StrEnum):
+    """queued -> running -> succeeded | failed | cancelled; `cancelling` while a worker winds down."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+    @property
+    def is_held(self) -> bool:
+        """A worker holds, or should hold, a lease on the job."""
+        return self in (JobState.RUNNING, JobState.CANCELLING)
+
+
+HELD_STATES = tuple(state for state in JobState if state.is_held)
+TERMINAL_STATES = tuple(state for state in JobState if state.is_terminal)
+
+
+def _enum(kind: type[StrEnum]) -> Enum:
+    """Stored as text under a check constraint, so that a new state is a one-line migration."""
+    return Enum(
+        kind,
+        native_enum=False,
+        length=32,
+        name=f"{kind.__name__.lower()}",
+        create_constraint=True,
+        values_callable=lambda members: [str(member.value) for member in members],
+    )
+
+
+def _id() -> Mapped[UUID]:
+    return mapped_column(primary_key=True, server_default=text("uuidv7()"))
+
+
+def _customer_id() -> Mapped[UUID]:
+    return mapped_column(ForeignKey("customers.id", ondelete="CASCADE"))
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[UUID] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class ApiKey(Base):
+    """Only the SHA-256 of the secret is kept. Without a customer it is an administrator's key."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID | None] = mapped_column(ForeignKey("customers.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    secret_sha256: Mapped[bytes]
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Dataset(Base):
+    """`shards` lists {"key", "sha256", "bytes"} of the packed Parquet files once the dataset is ready."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        UniqueConstraint("customer_id", "id"),
+        Index("datasets_uploading", "created_at", postgresql_where=text("state = 'uploading'")),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    name: Mapped[str]
+    state: Mapped[DatasetState] = mapped_column(_enum(DatasetState))
+    task: Mapped[str] = mapped_column(server_default="single-label")
+    source_key: Mapped[str | None]
+    source_sha256: Mapped[str | None]
+    source_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    class_names: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    shards: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    report: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Job(Base):
+    """All long work. A committed row in state `queued` IS the job; see jobs.py for its life.
+
+    `attempt` counts claims and fences writes; `failures` counts the attempts that crashed.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("customer_id", "id"),
+        Index("jobs_queued", "kind", "created_at", postgresql_where=text("state = 'queued'")),
+        Index("jobs_held", "lease_expires_at", postgresql_where=text("state in ('running', 'cancelling')")),
+        Index("jobs_of_dataset", "dataset_id"),
+        Index("jobs_of_customer", "customer_id", "kind", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    kind: Mapped[JobKind] = mapped_column(_enum(JobKind))
+    state: Mapped[JobState] = mapped_column(_enum(JobState))
+    # No foreign keys: a finished job keeps its lineage when dataset or prompt set are deleted.
+    dataset_id: Mapped[UUID | None]
+    prompt_set_id: Mapped[UUID | None]
+    payload: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    available_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    last_event: Mapped[int] = mapped_column(server_default=text("0"))
+    progress: Mapped[dict[str, Any] | None]
+    checkpoint: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """`number` runs 1, 2, 3, ... without a gap over all attempts of a job."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (
+        ForeignKeyConstraint(["customer_id", "job_id"], ["jobs.customer_id", "jobs.id"], ondelete="CASCADE"),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    attempt: Mapped[int]
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+
+
+class PromptSet(Base):
+    __tablename__ = "prompt_sets"
+    __table_args__ = (UniqueConstraint("customer_id", "id"), UniqueConstraint("customer_id", "name"))
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    name: Mapped[str]
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class PromptSetVersion(Base):
+    """Immutable. The artifact lives here, a few hundred kilobytes; lineage has no foreign keys."""
+
+    __tablename__ = "prompt_set_versions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
+        ),
+    )
+
+    prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    artifact: Mapped[bytes] = mapped_column(deferred=True)
+    artifact_sha256: Mapped[str]
+    artifact_bytes: Mapped[int]
+    backbone: Mapped[str]
+    backbone_fingerprint: Mapped[str]
+    class_names: Mapped[list[Any]]
+    recipe: Mapped[dict[str, Any]]
+    parameters: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    job_id: Mapped[UUID | None]
+    dataset_id: Mapped[UUID | None]
+    archived_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DoomedObject(Base):
+    """Objects to delete, written in the transaction that gave them up; the sweep deletes them and then the row."""
+
+    __tablename__ = "doomed_objects"
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = mapped_column()  # no foreign key: the objects outlive a deleted customer
+    key: Mapped[str]  # one object, or everything below a prefix that ends in "/"
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)

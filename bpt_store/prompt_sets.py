@@ -1,0 +1,119 @@
+"""Prompt sets: a name of the customer's, and immutable numbered versions under it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from bpt_store.errors import NotFound
+from bpt_store.models import PromptSet, PromptSetVersion
+
+NAME_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_REFERENCE = re.compile(rf"(?P<name>{NAME_PATTERN})(?::(?P<version>[1-9][0-9]{{0,8}}))?")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a tuning job publishes: the artifact's bytes and the facts that are looked up without opening it."""
+
+    artifact: bytes
+    backbone: str
+    backbone_fingerprint: str
+    class_names: Sequence[str]
+    recipe: Mapping[str, Any]
+    parameters: int
+    metrics: Mapping[str, Any]
+
+
+def get_or_create(session: Session, customer_id: UUID, name: str) -> PromptSet:
+    """Two at once get the same one."""
+    session.execute(
+        insert(PromptSet)
+        .values(customer_id=customer_id, name=name)
+        .on_conflict_do_nothing(index_elements=["customer_id", "name"])
+    )
+    return session.scalars(select(PromptSet).where(PromptSet.customer_id == customer_id, PromptSet.name == name)).one()
+
+
+def get(session: Session, name: str) -> PromptSet:
+    prompt_set = session.scalar(select(PromptSet).where(PromptSet.name == name))
+    if prompt_set is None:
+        raise NotFound(f"there is no prompt set {name!r}")
+    return prompt_set
+
+
+def publish(
+    session: Session, prompt_set_id: UUID, publication: Publication, *, job_id: UUID, dataset_id: UUID | None
+) -> PromptSetVersion:
+    """The next version, part of the job's last transaction. The prompt set's row lock keeps numbers gapless."""
+    prompt_set = session.scalars(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update()).one()
+    newest = select(func.coalesce(func.max(PromptSetVersion.version), 0)).where(
+        PromptSetVersion.prompt_set_id == prompt_set_id
+    )
+    version = PromptSetVersion(
+        prompt_set_id=prompt_set_id,
+        version=session.scalars(newest).one() + 1,
+        customer_id=prompt_set.customer_id,
+        artifact=publication.artifact,
+        artifact_sha256=hashlib.sha256(publication.artifact).hexdigest(),
+        artifact_bytes=len(publication.artifact),
+        backbone=publication.backbone,
+        backbone_fingerprint=publication.backbone_fingerprint,
+        class_names=list(publication.class_names),
+        recipe=dict(publication.recipe),
+        parameters=publication.parameters,
+        metrics=dict(publication.metrics),
+        job_id=job_id,
+        dataset_id=dataset_id,
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersion]:
+    """`name` (newest version that is not archived) or `name:3`; NotFound otherwise."""
+    missing = NotFound(f"there is no prompt set version {reference!r}")
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise missing
+    query = (
+        select(PromptSet, PromptSetVersion)
+        .join(PromptSetVersion, PromptSetVersion.prompt_set_id == PromptSet.id)
+        .where(PromptSet.name == match["name"])
+    )
+    if match["version"] is not None:
+        query = query.where(PromptSetVersion.version == int(match["version"]))
+    else:
+        query = query.where(PromptSetVersion.archived_at.is_(None))
+    row = session.execute(query.order_by(PromptSetVersion.version.desc()).limit(1)).first()
+    if row is None:
+        raise missing
+    return row[0], row[1]
+
+
+def artifact(session: Session, version: PromptSetVersion) -> bytes:
+    """The stored bytes of a version, as they are: who uses them checks them against `artifact_sha256`."""
+    return session.scalars(
+        select(PromptSetVersion.artifact).where(
+            PromptSetVersion.prompt_set_id == version.prompt_set_id, PromptSetVersion.version == version.version
+        )
+    ).one()
+
+
+def newest_versions(session: Session, prompt_set_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """The newest version that is not archived, for those prompt sets that have one."""
+    rows = session.execute(
+        select(PromptSetVersion.prompt_set_id, func.max(PromptSetVersion.version))
+        .where(PromptSetVersion.prompt_set_id.in_(prompt_set_ids), PromptSetVersion.archived_at.is_(None))
+        .group_by(PromptSetVersion.prompt_set_id)
+    )
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,73 @@
+"""Every setting of the service, read from environment variables named BPT_<NAME>."""
+
+from __future__ import annotations
+
+import tempfile
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Role(StrEnum):
+    """What an API process answers: `api` never imports torch; `predict` serves predictions; `all` is both."""
+
+    API = "api"
+    PREDICT = "predict"
+    ALL = "all"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="BPT_", extra="ignore")
+
+    database_url: SecretStr = Field(description="PostgreSQL as bpt_customer, under row-level security")
+    system_database_url: SecretStr = Field(
+        description="PostgreSQL as bpt_system: key lookup, claim, sweep, administration"
+    )
+    owner_database_url: SecretStr | None = Field(None, description="PostgreSQL as bpt_owner; migrations only")
+    superuser_database_url: SecretStr | None = Field(
+        None, description="PostgreSQL as a superuser; migrations only, to create the three roles and the database"
+    )
+    redis_url: SecretStr = Field(description="Celery's broker: redis://host:port/0 or redis+socket:///path")
+    objects_url: str = Field(description="object storage: file:///directory, s3://bucket/prefix, gs://..., az://...")
+    work_directory: Path = Field(
+        Path(tempfile.gettempdir()) / "bpt-work", description="where workers keep the files of running jobs"
+    )
+    weights_directory: Path | None = Field(
+        None, description="looked in for <backbone>.safetensors or .pth before the hub is asked"
+    )
+    allow_noncommercial: bool = Field(False, description="offer backbones whose licence forbids commercial use")
+
+    role: Role = Field(Role.ALL, description="what an API process answers: api, predict or all")
+    device: str = Field("auto", description="torch device of workers and predictions; auto takes a GPU if there is one")
+    threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0 leaves the choice to torch")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    upload_limit_bytes: int = Field(2 << 30, gt=0, description="largest dataset archive")
+    upload_stall_seconds: float = Field(30, gt=0, description="an upload that sends nothing for so long is refused")
+    upload_expiry_seconds: float = Field(3600, gt=0, description="unfinished uploads older than this are swept")
+    images_per_prediction: int = Field(64, gt=0, description="most images in one prediction request")
+    image_limit_bytes: int = Field(20 << 20, gt=0, description="largest image in a prediction request")
+    bad_image_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable images a dataset may have")
+    queued_jobs_limit: int = Field(100, gt=0, description="most unfinished tuning jobs of one customer")
+
+    lease_seconds: float = Field(20, gt=0, description="a worker silent for so long has lost its job")
+    heartbeat_seconds: float = Field(5, gt=0, description="how often a worker renews its lease")
+    sweep_seconds: float = Field(2, gt=0, description="pause between two sweeps")
+    ring_after_seconds: float = Field(10, gt=0, description="a job unclaimed for so long has its doorbell rung again")
+    retry_backoff_seconds: float = Field(
+        2, ge=0, description="pause before a crashed job runs again; doubles each time"
+    )
+    max_failures: int = Field(3, gt=0, description="a job whose attempts crashed so often fails for good")
+    stop_patience_seconds: float = Field(20, gt=0, description="time a child process gets to stop before it is killed")
+    ingest_cpu_seconds: int = Field(3600, gt=0, description="CPU time limit of one ingest process")
+    ingest_memory_bytes: int = Field(4 << 30, gt=0, description="address-space limit of one ingest process")
+    events_poll_seconds: float = Field(0.5, gt=0, description="how often a live event stream looks for news")
+
+
+@lru_cache
+def load_settings() -> Settings:
+    """The settings of this process; pydantic's ValidationError names what is missing."""
+    return Settings()

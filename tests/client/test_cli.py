@@ -1,0 +1,176 @@
+"""The `bpt` command: readable errors, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from bpt_client.cli import main
+from bpt_client.models import JobEvent, parse
+from bpt_client.terminal import duration, size
+from bpt_client.watch import JobWatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.client.conftest import Server
+
+
+@pytest.fixture
+def bpt(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line against the server -> (exit code, standard output, standard error)."""
+    monkeypatch.setenv("BPT_URL", server.url)
+    monkeypatch.setenv("BPT_API_KEY", "bpt_key")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+def test_an_error_of_the_service_is_one_line_and_exit_code_1(server: Server, bpt: Any) -> None:
+    server.will(server.json({"code": "not_found", "detail": "there is no\n\x1b[31m'ds_1'", "request_id": "r"}, 404))
+    assert bpt("datasets", "show", "ds_1") == (
+        1,
+        "",
+        "error: there is no  [31m'ds_1' (404 not_found, request r)\n",
+    )
+
+
+def test_nobody_listening_is_one_line_and_exit_code_1(bpt: Any) -> None:
+    code, out, err = bpt("--url", "http://127.0.0.1:1", "customers", "create", "x")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: cannot reach http://127.0.0.1:1")
+    assert err.count("\n") == 1
+
+
+def test_a_missing_key_is_told_before_anything_is_asked(server: Server, bpt: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("BPT_API_KEY")
+    code, _, err = bpt("jobs", "list")
+    assert code == 1
+    assert "BPT_API_KEY" in err
+    assert not server.received
+
+
+def test_a_wrong_command_line_is_exit_code_2(bpt: Any) -> None:
+    assert bpt("tune")[0] == 2
+
+
+def test_server_commands_say_when_the_server_is_not_installed(bpt: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr("bpt_client.commands.server._SERVER_PACKAGES", ("no_such_package",))
+    for command in (
+        ("up", "--data-dir", str(tmp_path)),
+        ("admin", "bootstrap", "--data-dir", str(tmp_path)),
+        ("demo",),
+    ):
+        code, _, err = bpt(*command)
+        assert code == 1
+        assert "pip install 'bpt-service[server]'" in err
+
+
+def test_a_list_in_json_is_an_array_with_times(server: Server, bpt: Any) -> None:
+    server.will(server.page(server.dataset(name="Blüte [red]")))
+    code, out, err = bpt("datasets", "list", "--json")
+    assert (code, err) == (0, "")
+    (dataset,) = json.loads(out)
+    assert (dataset["name"], dataset["created_at"]) == ("Blüte [red]", "2026-01-02T03:04:05+00:00")
+
+
+def test_a_table_in_a_pipe_cuts_nothing_off(server: Server, bpt: Any) -> None:
+    name = "a-very-long-name-" * 8 + "[red]"
+    server.will(server.page(server.dataset(name=name, id="ds_0199c0de000070008000000000000000")))
+    _, out, _ = bpt("datasets", "list")
+    assert name in out
+    assert "ds_0199c0de000070008000000000000000" in out
+
+
+def test_a_list_says_when_there_is_more(server: Server, bpt: Any) -> None:
+    server.will(server.page(server.dataset(), server.dataset(id="ds_2")))
+    code, out, err = bpt("datasets", "list", "--limit", "1")
+    assert code == 0
+    assert "ds_2" not in out
+    assert "--limit" in err
+
+
+def test_a_dataset_can_be_named_instead_of_numbered(server: Server, bpt: Any) -> None:
+    old = server.dataset(id="ds_old", state="ready", created_at="2025-01-01T00:00:00Z")
+    new = server.dataset(id="ds_new", state="ready")
+    server.will(server.page(server.dataset(id="ds_failed", state="failed"), old, new), server.json(server.job(), 201))
+    assert bpt("tune", "flowers", "--prompt-set", "p", "--epochs", "3")[0] == 0
+    body = json.loads(server.received[1].body)
+    assert body == {"dataset": "ds_new", "prompt_set": "p", "hyperparameters": {"epochs": 3}}
+    server.will(server.page())
+    assert "no dataset named 'roses' is ready" in bpt("tune", "roses", "--prompt-set", "p")[2]
+
+
+def test_following_a_job_that_fails_is_exit_code_1(server: Server, bpt: Any) -> None:
+    error = {"code": "out_of_memory", "detail": "a smaller batch helps"}
+    events = [
+        server.event(1, "state", attempt=0, state="queued"),
+        server.event(2, "epoch", epoch=1, epochs=3, train_loss=2.5, val_accuracy=0.25, seconds=60),
+        server.event(3, "state", state="failed", error=error),
+    ]
+    job = server.json(server.job(state="failed", error=error))
+    server.will(job, server.events(*events), job)
+    code, out, err = bpt("jobs", "follow", "job_1")
+    assert (code, out) == (1, "")
+    assert "epoch 1/3  loss 2.500  validation accuracy  25.0 %  2:00 left" in err
+    assert err.splitlines()[-1] == "error: job job_1 is failed: a smaller batch helps (out_of_memory)"
+
+
+def test_images_are_predicted_in_portions_by_one_version(server: Server, bpt: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(40)]
+    for path in paths:
+        path.write_bytes(b"x")
+    used = {"name": "flowers", "version": 2, "artifact_sha256": "ab", "backbone": "vit", "backbone_fingerprint": "f"}
+
+    def answer(count: int) -> Any:
+        data = [{"index": at, "predictions": [{"label": "daisy", "score": 0.5}]} for at in range(count)]
+        return server.json({"prompt_set": used, "data": data})
+
+    server.will(answer(32), answer(8))
+    code, out, _ = bpt("predict", *map(str, paths), "--prompt-set", "flowers", "--json")
+    assert code == 0
+    assert [each["index"] for each in json.loads(out)["data"]] == list(range(40))
+    assert b"\r\n\r\nflowers:2\r\n" in server.received[1].body
+
+    unreadable = {"code": "image_corrupt", "detail": "no image could be read", "param": "images"}
+    server.will(answer(32), server.json(unreadable, 422))
+    code, out, _ = bpt("predict", *map(str, paths), "--prompt-set", "flowers")
+    assert code == 1
+    assert out.count("daisy") == 32
+    assert out.count("no image could be read") == 8
+
+
+def test_a_restarted_attempt_is_told_while_a_job_is_watched() -> None:
+    told = StringIO()
+    events = [
+        {"attempt": 0, "type": "state", "data": {"state": "queued"}},
+        {"attempt": 1, "type": "state", "data": {"state": "running", "attempt": 1}},
+        {"attempt": 1, "type": "started", "data": {"device": "cpu", "resumed": False}},
+        {"attempt": 1, "type": "state", "data": {"state": "queued", "reason": "the trainer was killed"}},
+        {"attempt": 2, "type": "state", "data": {"state": "running", "attempt": 2}},
+        {"attempt": 2, "type": "started", "data": {"device": "cpu", "resumed": True}},
+        {"attempt": 2, "type": "state", "data": {"state": "succeeded"}},
+    ]
+    with JobWatch(Console(file=told, width=200), "flowers") as watch:
+        last = watch.show_all(parse(JobEvent, {"number": at, **each}) for at, each in enumerate(events, 1))
+    assert last is not None
+    assert last.is_last
+    assert (watch.attempts, watch.interruptions) == (2, ["the trainer was killed"])
+    assert told.getvalue().splitlines() == [
+        "  flowers: attempt 1 was interrupted: the trainer was killed; the job waits to be taken up again",
+        "  flowers: attempt 2 goes on from the last checkpoint",
+    ]
+
+
+def test_sizes_and_times_are_for_people() -> None:
+    assert [size(999), size(1000), size(2_345_678), size(None)] == ["999 bytes", "1.0 kB", "2.3 MB", None]
+    assert [duration(59.6), duration(61), duration(3661)] == ["1:00", "1:01", "1:01:01"]

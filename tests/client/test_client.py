@@ -1,0 +1,151 @@
+"""The client's verbs: what they send, and what they make of the answer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bpt_client import errors
+from bpt_client.client import Client
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Server
+
+VERSION = {
+    "prompt_set": "flowers",
+    "version": 2,
+    "artifact_sha256": hashlib.sha256(b"artifact").hexdigest(),
+    "artifact_bytes": 8,
+    "backbone": "vit",
+    "backbone_fingerprint": "f",
+    "class_names": ["daisy"],
+    "created_at": "2026-01-02T03:04:05Z",
+}
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url, "bpt_key", timeout=5) as client:
+        yield client
+
+
+def test_an_upload_tells_its_length_and_digest_beforehand(server: Server, client: Client, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "my flowers.zip").write_bytes(content)
+    server.will(server.json(server.dataset(), 201))
+    sent: list[tuple[int, int]] = []
+    client.datasets.upload(tmp_path / "my flowers.zip", on_sent=lambda done, total: sent.append((done, total)))
+    request = server.received[0]
+    assert (request.method, request.path) == ("POST", "/v1/datasets?name=my+flowers")
+    assert request.body == content
+    assert request.headers["Content-Type"] == "application/zip"
+    assert request.headers["Content-Length"] == str(len(content))
+    assert request.headers["Transfer-Encoding"] is None
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    assert request.headers["Content-Digest"] == f"sha-256=:{digest}:"
+    assert sent[-1] == (len(content), len(content))
+
+
+def test_a_folder_is_named_as_it_is_even_with_a_dot(server: Server, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "v1.5" / "daisy").mkdir(parents=True)
+    (tmp_path / "v1.5" / "daisy" / "a.jpg").write_bytes(b"x")
+    server.will(server.json(server.dataset(), 201))
+    client.datasets.upload(tmp_path / "v1.5")
+    assert server.received[0].path == "/v1/datasets?name=v1.5"
+    assert server.received[0].body.startswith(b"PK")
+
+
+def test_waiting_for_a_dataset_ends_when_it_is_ready(server: Server, client: Client) -> None:
+    server.will(server.json(server.dataset()), server.json(server.dataset(state="ready")))
+    assert client.datasets.wait("ds_1").is_ready
+
+
+def test_waiting_for_a_dataset_tells_why_it_was_refused(server: Server, client: Client) -> None:
+    error = {"code": "too_few_classes", "detail": "one class is not enough"}
+    server.will(server.json(server.dataset(state="failed", error=error)))
+    with pytest.raises(errors.DatasetFailed, match="one class is not enough") as caught:
+        client.datasets.wait("ds_1")
+    assert caught.value.dataset.error is not None
+
+
+def test_waiting_has_an_end_of_its_own(server: Server, client: Client) -> None:
+    server.will(server.json(server.dataset()))
+    with pytest.raises(errors.WaitedTooLong):
+        client.datasets.wait("ds_1", timeout=0)
+    server.will(server.json(server.job()))
+    with pytest.raises(errors.WaitedTooLong):
+        client.tuning_jobs.wait("job_1", timeout=0)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_waiting_for_a_job_that_does_not_succeed_raises(server: Server, client: Client, state: str) -> None:
+    server.will(server.json(server.job(state=state)))
+    with pytest.raises(errors.TuningFailed, match=state) as caught:
+        client.tuning_jobs.wait("job_1")
+    assert caught.value.job.state == state
+
+
+def test_what_is_not_given_is_left_to_the_service(server: Server, client: Client) -> None:
+    server.will(server.json(server.job(), 201))
+    client.tuning_jobs.create("ds_1", "flowers")
+    client.tuning_jobs.create("ds_1", "flowers", method="bpt-bilinear", rank=8, hyperparameters={"epochs": 3}, seed=0)
+    assert [json.loads(each.body) for each in server.received] == [
+        {"dataset": "ds_1", "prompt_set": "flowers"},
+        {
+            "dataset": "ds_1",
+            "prompt_set": "flowers",
+            "method": {"type": "bpt-bilinear", "rank": 8},
+            "hyperparameters": {"epochs": 3},
+            "seed": 0,
+        },
+    ]
+
+
+def test_images_are_sent_in_order_as_repeated_parts(server: Server, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"first image")
+    used = {"name": "flowers", "version": 2, "artifact_sha256": "ab", "backbone": "vit", "backbone_fingerprint": "f"}
+    good = {"index": 0, "filename": "a.jpg", "status": 200, "predictions": [{"label": "daisy", "score": 1}]}
+    bad = {"index": 1, "filename": "b", "status": 422, "predictions": [], "error": {"code": "c", "detail": "d"}}
+    server.will(server.json({"prompt_set": used, "data": [good, bad], "timings": {"decode_ms": 1.5}}, 207))
+    answer = client.predict([tmp_path / "a.jpg", ("b", b"second image")], "flowers:2", top_k=1)
+    body = server.received[0].body
+    assert body.count(b'name="images"; filename=') == 2
+    assert body.index(b"first image") < body.index(b"second image")
+    assert b'name="prompt_set"\r\n\r\nflowers:2\r\n' in body
+    assert b'name="top_k"\r\n\r\n1\r\n' in body
+    assert answer.data[0].predictions[0].label == "daisy"
+    assert answer.data[1].error is not None
+    assert answer.prompt_set.version == 2
+
+
+def test_images_that_cannot_be_opened_are_not_sent(server: Server, client: Client, tmp_path: Path) -> None:
+    for images in ([], [tmp_path / "absent.jpg"]):
+        with pytest.raises(errors.InputError):
+            client.predict(images, "flowers")
+    assert not server.received
+
+
+def test_an_artifact_is_written_when_its_hash_is_right(server: Server, client: Client, tmp_path: Path) -> None:
+    server.will(server.json(VERSION), server.raw(200, b"artifact", Content_Type="application/octet-stream"))
+    client.prompt_sets.download("flowers", tmp_path / "flowers.safetensors", 2)
+    assert (tmp_path / "flowers.safetensors").read_bytes() == b"artifact"
+    assert server.received[1].path == "/v1/prompt-sets/flowers/versions/2/artifact"
+
+
+def test_an_artifact_with_another_hash_leaves_no_file(server: Server, client: Client, tmp_path: Path) -> None:
+    server.will(server.json(VERSION), server.raw(200, b"artifakt"))
+    with pytest.raises(errors.TransferCorrupt):
+        client.prompt_sets.download("flowers", tmp_path / "flowers.safetensors", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_set_without_versions_has_no_newest(server: Server, client: Client) -> None:
+    server.will(server.json({"id": "ps_1", "name": "flowers", "created_at": "2026-01-02T03:04:05Z"}))
+    with pytest.raises(errors.InputError, match="no version yet"):
+        client.prompt_sets.version("flowers")

@@ -1,0 +1,80 @@
+"""Recipes: defaults that fit the backbone, and refusal of what cannot work before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from bpt_core import catalog
+from bpt_core.errors import BackboneError, InvalidSetting
+from bpt_core.recipe import Method, Recipe, default_recipe
+
+TINY = catalog.find("vit_tiny_patch8_64.mae")
+VIT_B = catalog.find("vit_base_patch16_224.mae")
+
+
+def test_a_large_backbone_gets_the_papers_prompts_and_a_small_one_fewer() -> None:
+    large = default_recipe(VIT_B, Method.BPT_BILINEAR)
+    assert (large.prompts, large.rank) == (98, 73)
+    small = default_recipe(TINY, Method.BPT_BILINEAR)
+    assert small.prompts <= 32
+    assert small.rank <= small.prompts
+
+
+def test_what_is_given_is_kept() -> None:
+    recipe = default_recipe(TINY, Method.BPT_BILINEAR, prompts=5, rank=9, epochs=3, learning_rate=0.5, seed=4)
+    assert (recipe.prompts, recipe.rank, recipe.epochs, recipe.learning_rate, recipe.seed) == (5, 9, 3, 0.5, 4)
+    assert recipe.warmup_epochs <= recipe.epochs
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompts": 0},
+        {"prompts": 1001},
+        {"rank": 0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"learning_rate": -1.0},
+        {"weight_decay": -0.1},
+        {"head_weight_decay": float("nan")},
+        {"warmup_epochs": 101},
+        {"crop_scale_min": 0.0},
+        {"views": -1},
+        {"seed": -1},
+    ],
+)
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting, match=next(iter(wrong))):
+        Recipe(**{"method": Method.BPT_BILINEAR, "prompts": 8, "rank": 4, **wrong})
+
+
+def test_a_linear_probe_with_prompts_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="linear probe"):
+        default_recipe(TINY, Method.LINEAR_PROBE, prompts=4)
+
+
+def test_a_recipe_survives_being_stored() -> None:
+    recipe = default_recipe(TINY, Method.BPT_BILINEAR)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize("wrong", [{"method": "magic"}, {"depth": "abyss"}, {"surprise": 1}])
+def test_a_stored_recipe_with_unknown_parts_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting):
+        Recipe.from_dict({**default_recipe(TINY, Method.BPT_BILINEAR).to_dict(), **wrong})
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BackboneError, match=TINY.name):
+        catalog.find("vit_unheard_of")
+
+
+def test_recipes_and_catalogue_need_no_torch() -> None:
+    code = "import sys, bpt_core.recipe, bpt_core.catalog; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

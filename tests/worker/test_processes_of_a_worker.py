@@ -1,0 +1,58 @@
+"""What a worker's processes may know and load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bpt_store.settings import Settings
+from worker import supervisor
+
+
+def environment_with(settings: Settings) -> dict[str, str]:
+    return {
+        "BPT_DATABASE_URL": settings.database_url.get_secret_value(),
+        "BPT_SYSTEM_DATABASE_URL": settings.system_database_url.get_secret_value(),
+        "BPT_REDIS_URL": settings.redis_url.get_secret_value(),
+        "BPT_OBJECTS_URL": settings.objects_url,
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("worker.tasks", "torch"),
+        ("worker.sweep", "torch"),
+        ("worker.packer", "torch"),
+        ("worker.trainer", "sqlalchemy"),
+        ("worker.trainer", "celery"),
+        ("worker.packer", "sqlalchemy"),
+    ],
+)
+def test_a_process_does_not_load_what_is_not_its_business(settings: Settings, module: str, forbidden: str) -> None:
+    code = f"import sys, {module}; sys.exit({forbidden!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment_with(settings), check=False).returncode == 0
+
+
+def test_the_api_in_its_own_role_does_not_load_torch(settings: Settings) -> None:
+    code = "import sys; from api.app import create_app; create_app(); sys.exit('torch' in sys.modules)"
+    environment = {**environment_with(settings), "BPT_ROLE": "api"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_child_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BPT_DATABASE_URL", "BPT_REDIS_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    passed_on = supervisor._environment()
+    assert "canary" not in passed_on.values()
+    assert passed_on["OMP_NUM_THREADS"] == "1"
+    assert "PATH" in passed_on
+
+
+def test_a_child_whose_supervisor_is_gone_already_does_not_begin() -> None:
+    arguments = [sys.executable, "-m", "worker.trainer", "/nowhere/job.json", "1", "999999999"]
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"")

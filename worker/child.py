@@ -1,0 +1,59 @@
+"""The child's end of the protocol between a supervisor and the process that does one job.
+
+The supervisor execs `python -m worker.<trainer|packer> JOB_FILE EVENTS_FD SUPERVISOR_PID`. The child reads the job
+file (JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
+
+    {"event": "epoch", "data": {...}, "checkpoint": "file"?}     something happened; the file is to be kept
+    {"done": {...}}                                              the result; the child then exits 0
+    {"failed": {"code", "detail", ...}}                          the input is at fault: trying again would not help
+
+Anything else, an exit without a last word included, is a crash. The child has no credentials, and it never
+outlives its supervisor: the kernel kills it (PR_SET_PDEATHSIG), and it exits when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from bpt_store.processes import end_with
+
+
+class Child:
+    def __init__(self, job: dict[str, Any], directory: Path, events: int) -> None:
+        self.job = job
+        self.directory = directory
+        self._events = events
+
+    @classmethod
+    def begin(cls) -> Child:
+        """Call first, before any slow import."""
+        job_file, events, supervisor = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+        end_with(supervisor, signal.SIGKILL)
+        threading.Thread(target=_exit_when_input_closes, daemon=True).start()
+        return cls(json.loads(job_file.read_text()), job_file.parent, events)
+
+    def event(self, name: str, data: dict[str, Any], *, checkpoint: str | None = None) -> None:
+        self._write({"event": name, "data": data} | ({"checkpoint": checkpoint} if checkpoint else {}))
+
+    def done(self, result: dict[str, Any]) -> None:
+        self._write({"done": result})
+
+    def failed(self, code: str, detail: str, **facts: Any) -> None:
+        self._write({"failed": {"code": code, "detail": detail, **facts}})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(self._events, data) :]
+
+
+def _exit_when_input_closes() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)

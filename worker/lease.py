@@ -1,0 +1,62 @@
+"""The heartbeat of one attempt, in a thread of its own, so that a slow download does not cost the job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from bpt_store import jobs
+from bpt_store.errors import LeaseLost
+from bpt_store.jobs import Fence
+from bpt_store.models import JobState
+from worker.context import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """Renews while its block runs. `is_lost` once another attempt took over, or once the database could not be
+    reached for so long that the lease is about to run out; `is_cancelling` once somebody cancelled the job.
+    """
+
+    def __init__(self, worker: Worker, fence: Fence) -> None:
+        self._worker, self._fence = worker, fence
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew_for_ever, name="lease", daemon=True)
+        self._renewed_at = time.monotonic()
+        self._lost = False
+        self.is_cancelling = False
+
+    @property
+    def is_lost(self) -> bool:
+        settings = self._worker.settings
+        margin = min(settings.heartbeat_seconds, settings.lease_seconds / 4)
+        return self._lost or time.monotonic() - self._renewed_at > settings.lease_seconds - margin
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _renew_for_ever(self) -> None:
+        settings = self._worker.settings
+        while not self._lost and not self._ended.wait(settings.heartbeat_seconds):
+            asked_at = time.monotonic()  # the lease counts from before the question, not from the answer
+            try:
+                with self._worker.database.customer(self._fence.customer_id) as session:
+                    state = jobs.renew(session, self._fence, settings.lease_seconds)
+            except LeaseLost:
+                self._lost = True
+            except SQLAlchemyError as error:
+                logger.warning("lease not renewed", extra={"reason": str(error)})
+            else:
+                self._renewed_at = asked_at
+                self.is_cancelling = state is JobState.CANCELLING

@@ -1,0 +1,265 @@
+"""Claim a job, start the process that does it, write down what it says, end the job. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from bpt_store import ids, jobs, logs, processes
+from bpt_store.errors import LeaseLost
+from bpt_store.jobs import Fence
+from bpt_store.models import Job, JobKind
+from worker.context import Worker
+from worker.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1  # how often the lease and a wish to stop are looked at
+LOG_TAIL_BYTES = 4000
+# A child gets what it needs to compute and nothing that opens a door.
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "HF_", "TORCH_")
+
+
+class Kind(Protocol):
+    """What differs between kinds of work: worker/tune.py and worker/ingest.py."""
+
+    child: str
+    crash_code: str
+
+    def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
+        """Put what the child needs into `directory` -> the content of the job file."""
+        ...
+
+    def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
+        """Keep what a failure says beyond code and detail, in the transaction that fails the job."""
+        ...
+
+    def publish(
+        self, worker: Worker, job: Job, directory: Path, result: dict[str, Any], /
+    ) -> Callable[[Session], None]:
+        """Store what is too big for a transaction -> what is to be written in the job's last one."""
+        ...
+
+
+class _Stopped(Exception):
+    """The child was stopped because the job is being cancelled, or because this worker ends."""
+
+
+class _Crashed(Exception):
+    """The child ended without a last word."""
+
+
+@dataclass
+class _Attempt:
+    worker: Worker
+    kind: Kind
+    job: Job
+    fence: Fence
+    lease: Lease
+    directory: Path
+
+
+def work(worker: Worker, job_kind: JobKind, kind: Kind) -> int:
+    """Answer a doorbell: do jobs of this kind until none is left or the worker is to stop -> how many were begun."""
+    begun = 0
+    while not worker.is_stopping():
+        with worker.database.system() as session:
+            job = jobs.claim(session, job_kind, worker.name, worker.settings.lease_seconds)
+        if job is None:
+            break
+        begun += 1
+        token = logs.job_id.set(ids.public(ids.JOB, job.id))
+        try:
+            run(worker, job, kind)
+        finally:
+            logs.job_id.reset(token)
+    return begun
+
+
+def run(worker: Worker, job: Job, kind: Kind) -> None:
+    """One attempt at a claimed job, to whatever end it comes."""
+    fence = jobs.fence_of(job)
+    logger.info("attempt begins", extra={"attempt": job.attempt})
+    with _directory(worker, job) as directory, Lease(worker, fence) as lease:
+        attempt = _Attempt(worker, kind, job, fence, lease, directory)
+        try:
+            _conclude(attempt)
+        except LeaseLost:
+            logger.warning("attempt was replaced", extra={"attempt": job.attempt})
+
+
+def _conclude(attempt: _Attempt) -> None:
+    try:
+        _run(attempt)
+    except LeaseLost:
+        raise
+    except _Stopped:
+        _write(attempt, lambda session: jobs.give_back(session, attempt.fence, "the worker was stopped"))
+    except _Crashed as crash:
+        _crash(attempt, attempt.kind.crash_code, str(crash))
+    except Exception as error:
+        # Ours or the surroundings' fault (storage away, disk full, a bug): another attempt may go better.
+        logger.exception("attempt broke")
+        _crash(attempt, "attempt_broke", f"{type(error).__name__}: {error}")
+
+
+def _run(attempt: _Attempt) -> None:
+    job_file = attempt.directory / "job.json"
+    job_file.write_text(json.dumps(attempt.kind.prepare(attempt.worker, attempt.job, attempt.directory)))
+    last_word: dict[str, Any] = {}
+    with _child(attempt, job_file) as (process, lines):
+        for message in lines:
+            if "event" in message:
+                _record(attempt, message)
+            else:
+                last_word = message
+        status = process.wait()
+    if "failed" in last_word:
+        _fail(attempt, last_word["failed"])
+    elif "done" in last_word and status == 0:
+        finish = attempt.kind.publish(attempt.worker, attempt.job, attempt.directory, last_word["done"])
+        _write(attempt, finish)
+        logger.info("job succeeded")
+    else:
+        raise _Crashed(f"the process ended with status {status}; its last lines: {_log_tail(attempt.directory)}")
+
+
+@contextmanager
+def _child(attempt: _Attempt, job_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[dict[str, Any]]]]:
+    read_end, write_end = os.pipe()
+    arguments = [sys.executable, "-m", attempt.kind.child, str(job_file), str(write_end), str(os.getpid())]
+    with (attempt.directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[write_end],
+            env=_environment(),
+            start_new_session=True,
+        )
+    os.close(write_end)
+    try:
+        yield process, _messages(attempt, read_end)
+    finally:
+        os.close(read_end)
+        processes.stop(process, patience_seconds=attempt.worker.settings.stop_patience_seconds)
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _messages(attempt: _Attempt, read_end: int) -> Iterator[dict[str, Any]]:
+    """What the child says, until it closes its end; raises LeaseLost or _Stopped when it is to be ended first."""
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(read_end, selectors.EVENT_READ)
+        while True:
+            if attempt.lease.is_lost:
+                raise LeaseLost("the lease was lost")
+            if attempt.lease.is_cancelling or attempt.worker.is_stopping():
+                raise _Stopped
+            if not selector.select(LOOK_SECONDS):
+                continue
+            chunk = os.read(read_end, 1 << 16)
+            if not chunk:
+                return
+            *whole, pending = (pending + chunk).split(b"\n")
+            for line in whole:
+                yield json.loads(line)
+
+
+def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
+    stored: dict[str, Any] | None = None
+    if name := message.get("checkpoint"):
+        path = attempt.directory / name
+        key = f"jobs/{attempt.job.id.hex}/{attempt.job.attempt}/{name}"
+        stored = attempt.worker.objects.put_file(key, path)
+        path.unlink()
+
+    def write(session: Session) -> None:
+        if stored is not None:
+            jobs.keep_checkpoint(session, attempt.fence, {**stored, "epoch": message["data"]["epoch"]})
+        jobs.record(session, attempt.fence, message["event"], message["data"])
+
+    _write(attempt, write)
+
+
+def _fail(attempt: _Attempt, failure: dict[str, Any]) -> None:
+    def write(session: Session) -> None:
+        attempt.kind.note_failure(session, attempt.job, failure)
+        jobs.fail(session, attempt.fence, failure["code"], failure["detail"])
+
+    _write(attempt, write)
+    logger.info("job failed", extra={"code": failure["code"]})
+
+
+def _crash(attempt: _Attempt, code: str, detail: str) -> None:
+    settings = attempt.worker.settings
+    logger.warning("attempt crashed", extra={"code": code, "detail": detail})
+    _write(
+        attempt,
+        lambda session: jobs.crash(
+            session,
+            attempt.fence,
+            code,
+            detail,
+            max_failures=settings.max_failures,
+            backoff_seconds=settings.retry_backoff_seconds,
+        ),
+    )
+
+
+def _write(attempt: _Attempt, action: Callable[[Session], object]) -> None:
+    """One transaction about the job, tried again while the database is away; LeaseLost when that takes too long.
+
+    Where a commit's answer was lost, an event may be written twice, an end never: the fence no longer holds.
+    """
+    while True:
+        try:
+            with attempt.worker.database.customer(attempt.job.customer_id) as session:
+                action(session)
+            return
+        except OperationalError as error:
+            logger.warning("database away", extra={"reason": str(error)})
+            if attempt.lease.is_lost:
+                raise LeaseLost("the database was away for too long") from error
+            time.sleep(LOOK_SECONDS)
+
+
+@contextmanager
+def _directory(worker: Worker, job: Job) -> Iterator[Path]:
+    directory = worker.settings.work_directory / f"{job.id.hex}-{job.attempt}"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+
+
+def _log_tail(directory: Path) -> str:
+    with (directory / "log").open("rb") as log:
+        log.seek(0, os.SEEK_END)
+        log.seek(max(0, log.tell() - LOG_TAIL_BYTES))
+        return log.read().decode("utf-8", "replace").strip()

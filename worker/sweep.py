@@ -1,0 +1,70 @@
+"""`python -m worker.sweep`: the loop that mends what faults left. Any number may run, at any time."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from bpt_store import datasets, jobs, logs
+from bpt_store.models import DoomedObject, JobKind
+from bpt_store.queue import Doorbell, celery_app
+from bpt_store.settings import load_settings
+from worker.context import Worker
+
+logger = logging.getLogger(__name__)
+
+DOOMED_PER_ROUND = 100
+
+
+def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
+    """Requeue what lost its lease, forget uploads nobody finishes, ring for what waits, delete doomed objects."""
+    settings = worker.settings
+    with worker.database.system() as session:
+        if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext("bpt sweep")))):
+            return  # another one is at it
+        requeued = jobs.requeue_expired(
+            session, max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds
+        )
+        forgotten = datasets.abandon_expired_uploads(session, settings.upload_expiry_seconds)
+        waiting = jobs.kinds_waiting(session, settings.ring_after_seconds)
+    if requeued or forgotten:
+        logger.info("swept", extra={"requeued": requeued, "uploads_forgotten": forgotten})
+    for kind in waiting:
+        doorbell.ring(kind)
+    _delete_doomed(worker)
+
+
+def _delete_doomed(worker: Worker) -> None:
+    with worker.database.system() as session:
+        doomed = session.scalars(
+            select(DoomedObject).order_by(DoomedObject.id).limit(DOOMED_PER_ROUND).with_for_update(skip_locked=True)
+        ).all()
+        for one in doomed:
+            worker.objects.delete(one.key)
+        session.execute(delete(DoomedObject).where(DoomedObject.id.in_([one.id for one in doomed])))
+
+
+def main() -> None:
+    settings = load_settings()
+    logs.configure(settings.log_level)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    worker = Worker.create(settings)
+    doorbell = Doorbell(celery_app(settings))
+    # Whatever waited while nothing ran is rung for at once.
+    for kind in JobKind:
+        doorbell.ring(kind)
+    while not ended.wait(settings.sweep_seconds):
+        try:
+            sweep_once(worker, doorbell)
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("sweep failed", extra={"reason": str(error)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What a doorbell starts."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from bpt_store.models import JobKind
+from bpt_store.queue import task_name
+from bpt_store.settings import load_settings
+from worker.app import app, stopping
+from worker.context import Worker
+from worker.ingest import Ingest
+from worker.supervisor import work
+from worker.tune import Tune
+
+
+@cache
+def _worker() -> Worker:
+    return Worker.create(load_settings(), stopping.is_set)
+
+
+@app.task(name=task_name(JobKind.INGEST))
+def ingest() -> None:
+    work(_worker(), JobKind.INGEST, Ingest())
+
+
+@app.task(name=task_name(JobKind.TUNE))
+def tune() -> None:
+    work(_worker(), JobKind.TUNE, Tune())

@@ -1,0 +1,81 @@
+"""Tuning jobs, the supervisor's side: fetch shards and checkpoint before, publish the artifact after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from bpt_core import catalog
+from bpt_core.recipe import Recipe, parameter_count
+from bpt_store import datasets, jobs, prompt_sets
+from bpt_store.models import Job
+from worker.context import Worker
+
+
+class Tune:
+    child = "worker.trainer"
+    crash_code = "trainer_crashed"
+
+    def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
+        assert job.dataset_id is not None
+        with worker.database.customer(job.customer_id) as session:
+            shards = datasets.get(session, job.dataset_id).shards
+        names = []
+        for shard in shards:
+            names.append(Path(shard["key"]).name)
+            worker.objects.fetch(shard["key"], directory / names[-1], sha256=shard["sha256"])
+        if job.checkpoint is not None:
+            worker.objects.fetch(job.checkpoint["key"], directory / "resume", sha256=job.checkpoint["sha256"])
+        return {
+            "shards": names,
+            "checkpoint": "resume" if job.checkpoint is not None else None,
+            "backbone": job.payload["backbone"],
+            "weights": _local_weights(worker, job.payload["backbone"]),
+            "recipe": job.payload["recipe"],
+            "device": worker.settings.device,
+            "threads": worker.settings.threads,
+        }
+
+    def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
+        """A tuning job has nothing beyond code and detail."""
+
+    def publish(self, _worker: Worker, job: Job, directory: Path, result: dict[str, Any]) -> Callable[[Session], None]:
+        artifact = (directory / result["artifact"]).read_bytes()
+        recipe = Recipe.from_dict(job.payload["recipe"])
+        publication = prompt_sets.Publication(
+            artifact=artifact,
+            backbone=job.payload["backbone"],
+            backbone_fingerprint=result["backbone_fingerprint"],
+            class_names=result["class_names"],
+            recipe=job.payload["recipe"],
+            parameters=parameter_count(recipe, catalog.find(job.payload["backbone"])),
+            metrics=result["metrics"],
+        )
+
+        def finish(session: Session) -> None:
+            assert job.prompt_set_id is not None
+            version = prompt_sets.publish(
+                session, job.prompt_set_id, publication, job_id=job.id, dataset_id=job.dataset_id
+            )
+            jobs.succeed(
+                session,
+                jobs.fence_of(job),
+                {
+                    "prompt_set": job.payload["prompt_set"],
+                    "version": version.version,
+                    "artifact_sha256": version.artifact_sha256,
+                    "artifact_bytes": version.artifact_bytes,
+                    **result["metrics"],
+                },
+            )
+
+        return finish
+
+
+def _local_weights(worker: Worker, backbone: str) -> str | None:
+    """A weights file the operator put beside the service, if there is one for this backbone."""
+    path = catalog.local_weights(worker.settings.weights_directory, backbone)
+    return str(path) if path is not None else None
