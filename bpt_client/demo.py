@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bpt_client.client import Client
 from bpt_client.demo_report import HeldOut, held_out_images, print_next_steps, print_predictions, print_summary
-from bpt_client.errors import BptError, Conflict, InputError, Unauthenticated
+from bpt_client.errors import BptError, Conflict, InputError, TuningFailed, Unauthenticated
 from bpt_client.local_service import LocalService, make_data_dir
 from bpt_client.models import Dataset, Prediction, TuningJob
 from bpt_client.terminal import duration, errors, fail, output, percent, size
@@ -171,7 +171,10 @@ class Demo:
         finished = []
         for job in reversed(unfinished):  # oldest first, as they run
             self._say(f"job {job.id} ({job.prompt_set}) of an earlier run is {job.state}: finishing it first")
-            finished.append(self._follow(client, job))
+            try:
+                finished.append(self._follow(client, job))
+            except TuningFailed as error:  # its end, whatever it is, must not stop every later demo
+                self._say(str(error))
         began = time.monotonic()
         self._say("linear probe: only a head on the frozen backbone's features, to compare with")
         linear_probe = self._follow(

@@ -10,7 +10,6 @@ from typing import Any
 from bpt_client import sse
 from bpt_client.errors import (
     ConnectionFailed,
-    InputError,
     ServerError,
     TooManyRequests,
     TuningFailed,
@@ -44,12 +43,10 @@ class TuningJobs:
     ) -> TuningJob:
         """Ask for a new version of `prompt_set`, which is made if absent. What is None is the service's default.
 
-        `method` is "bpt-bilinear" or "linear-probe"; InputError for prompts or a rank without it.
+        `method` is "bpt-bilinear" (the service's default) or "linear-probe".
         """
         given = {"type": method, "prompts": prompts, "rank": rank}
         chosen = {field: value for field, value in given.items() if value is not None}
-        if chosen and method is None:
-            raise InputError("prompts and rank belong to a method: name it, too")
         body = {
             "dataset": dataset_id,
             "prompt_set": prompt_set,

@@ -37,6 +37,10 @@ class Recipe:
     `warmup_epochs` of them raise the learning rate linearly from 0. `crop_scale_min` is the smallest share
     of an image's area that a random resized crop keeps. `views` > 0 draws that many crops per image once and
     cycles through them; 0 draws a fresh crop in every epoch.
+
+    `head_start_epochs` > 0 first fits the head alone, at `head_start_learning_rate`, to the features that the
+    initial prompts give, so that prompts and head begin to learn together from a good head and not from noise.
+    These features are computed once, so it costs a few forward passes. The paper has none (0).
     """
 
     method: Method
@@ -51,6 +55,8 @@ class Recipe:
     warmup_epochs: int = 10
     crop_scale_min: float = 0.08
     views: int = 0
+    head_start_epochs: int = 0
+    head_start_learning_rate: float = 1e-1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +73,10 @@ class Recipe:
         _require("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         _require("crop_scale_min", self.crop_scale_min, 0.01, 1)
         _require("views", self.views, 0, 64)
+        _require("head_start_epochs", self.head_start_epochs, 0, 10_000)
+        _require("head_start_learning_rate", self.head_start_learning_rate, 1e-8, 1e3)
+        if self.head_start_epochs and not self.method.has_prompts:
+            raise InvalidSetting("a linear probe trains nothing but the head: it needs no head start")
         _require("seed", self.seed, 0, 2**63 - 1)
 
     def to_dict(self) -> dict[str, Any]:

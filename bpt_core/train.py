@@ -32,6 +32,7 @@ from bpt_core.recipe import Recipe
 from bpt_core.views import SplitImages
 
 FORWARD_BATCH = 64  # images in a batch that takes no gradient
+HEAD_START_VIEWS = 4  # crops of each image that a head start sees
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def tune(
     run = _Run(backbone, dataset, recipe)
     if checkpoint is not None:
         run.restore(checkpoint)
+    elif recipe.head_start_epochs:
+        run.start_head()
     while run.epochs_done < recipe.epochs:
         report = run.one_epoch()
         if on_epoch is not None:
@@ -104,37 +107,43 @@ class _Run:
         self.epochs_done = 0
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_score = 0, (-math.inf, -math.inf)
-        # Without prompts the frozen backbone's features of a view never change: they are computed once and kept.
-        self._kept: dict[int, Tensor] = {}
+        # Without prompts the frozen backbone's features of a view (or of the val split) never change: they are
+        # computed once and kept.
+        self._kept: dict[int | Split, Tensor] = {}
+
+    def start_head(self) -> None:
+        """Fit the head alone to the features of the initial prompts; as epoch 0 it is the first to be the best."""
+        recipe = self.recipe
+        optimizer = torch.optim.AdamW(self._parameter_groups("head."))
+        steps = recipe.head_start_epochs * math.ceil(len(self.train) / recipe.batch_size)
+        step = 0
+        for epoch in range(recipe.head_start_epochs):
+            kept = self._kept_features(epoch % HEAD_START_VIEWS)
+            for batch in self._batches(-1 - epoch):
+                rate = _half_cosine(recipe.head_start_learning_rate, step / steps)
+                self._step(optimizer, rate, kept[batch], batch)
+                step += 1
+        self._kept.clear()  # from now on the prompts change, and the features with them
+        self._note_if_best(self._evaluate_val())
 
     def one_epoch(self) -> Epoch:
         started = time.monotonic()
         epoch, recipe = self.epochs_done, self.recipe
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(self.train))
-        batches = [order[at : at + recipe.batch_size] for at in range(0, len(order), recipe.batch_size)]
+        batches = self._batches(epoch)
         total = torch.zeros((), device=self.backbone.device)
         rate = 0.0
         for step, (batch, features) in enumerate(self._training_features(batches, epoch), epoch * len(batches)):
             rate = self._learning_rate(step, len(batches))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            labels = self.train.labels[batch].to(self.backbone.device)
-            loss = functional.cross_entropy(self.head(features), labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
-            total += loss.detach() * len(batch)
+            total += self._step(self.optimizer, rate, features, batch) * len(batch)
         self.epochs_done += 1
         train_loss = total.item() / len(self.train)
-        val = self._evaluate(self.val)
+        val = self._evaluate_val()
         if not (math.isfinite(train_loss) and math.isfinite(val.loss)):
             raise TuningDiverged(
                 f"the loss became {train_loss} in epoch {epoch + 1}; "
                 f"a learning rate below {recipe.learning_rate} may help"
             )
-        if (val.top1, -val.loss) > self.best_score:
-            self.best_score, self.best_epoch = (val.top1, -val.loss), self.epochs_done
-            self.best = {name: value.clone() for name, value in self._state().items()}
+        self._note_if_best(val)
         return Epoch(
             epoch=self.epochs_done,
             epochs=recipe.epochs,
@@ -151,8 +160,8 @@ class _Run:
         return Tuned(
             prompt_set=self._prompt_set(),
             best_epoch=self.best_epoch,
-            val=self._evaluate(self.val),
-            test=self._evaluate(test) if len(test) else None,
+            val=self._evaluate_val(),
+            test=self._evaluate(test, self._evaluation_features(test)) if len(test) else None,
         )
 
     def checkpoint(self) -> bytes:
@@ -202,12 +211,35 @@ class _Run:
     def _state(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.trainables.state_dict().items()}
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
+    def _note_if_best(self, val: Evaluation) -> None:
+        if (val.top1, -val.loss) > self.best_score:
+            self.best_score, self.best_epoch = (val.top1, -val.loss), self.epochs_done
+            self.best = {name: value.clone() for name, value in self._state().items()}
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        """Indices of the training images in this epoch's order; negative epochs are those of the head start."""
+        size = self.recipe.batch_size
+        order = np.random.default_rng((self.recipe.seed, abs(epoch), int(epoch < 0))).permutation(len(self.train))
+        return [torch.from_numpy(order[at : at + size]) for at in range(0, len(order), size)]
+
+    def _step(self, optimizer: torch.optim.Optimizer, rate: float, features: Tensor, batch: Tensor) -> Tensor:
+        """One step on features [B, d] of the images `batch` [B] -> their mean loss, still on the device."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = functional.cross_entropy(self.head(features), self.train.labels[batch].to(self.backbone.device))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return loss.detach()
+
+    def _parameter_groups(self, prefix: str = "") -> list[dict[str, Any]]:
         """Head, other matrices, vectors: three weight decays, as in the paper."""
         head: list[nn.Parameter] = []
         matrices: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
         for name, parameter in self.trainables.named_parameters():
+            if not name.startswith(prefix):
+                continue
             group = vectors if parameter.ndim < 2 else head if name.startswith("head.") else matrices
             group.append(parameter)
         decays = ((head, self.recipe.head_weight_decay), (matrices, self.recipe.weight_decay), (vectors, 0.0))
@@ -219,23 +251,20 @@ class _Run:
         if step < warmup:
             return self.recipe.learning_rate * (step + 1) / warmup
         share = (step - warmup) / max(1, self.recipe.epochs * steps_per_epoch - warmup)
-        return 1e-8 + (self.recipe.learning_rate - 1e-8) * 0.5 * (1 + math.cos(math.pi * share))
+        return _half_cosine(self.recipe.learning_rate, share)
 
     def _features(self, pixels: Tensor) -> Tensor:
         prompts = None if self.prompts is None else self.prompts.fold()
         return vit.features(self.backbone, self.backbone.normalise(pixels), prompts)
 
-    def _training_features(
-        self, batches: list[np.ndarray[Any, np.dtype[np.int64]]], epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _training_features(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices [B], features [B, d]) for each batch, with a gradient to the prompts if there are any."""
         recipe = self.recipe
         view = epoch % recipe.views if recipe.views else epoch
         if self.prompts is None:
             kept = self._kept_features(view)
             for batch in batches:
-                indices = torch.from_numpy(batch)
-                yield indices, kept[indices]
+                yield batch, kept[batch]
             return
         drawn = self.train.training_batches(
             [batch.tolist() for batch in batches],
@@ -244,7 +273,7 @@ class _Run:
             scale_min=recipe.crop_scale_min,
         )
         for batch, pixels in zip(batches, drawn, strict=True):
-            yield torch.from_numpy(batch), self._features(pixels)
+            yield batch, self._features(pixels)
 
     def _kept_features(self, view: int) -> Tensor:
         if view not in self._kept:
@@ -257,12 +286,20 @@ class _Run:
                 self._kept[view] = torch.cat([self._features(pixels) for pixels in drawn])
         return self._kept[view]
 
+    def _evaluate_val(self) -> Evaluation:
+        if self.prompts is not None:
+            return self._evaluate(self.val, self._evaluation_features(self.val))
+        if Split.VAL not in self._kept:
+            self._kept[Split.VAL] = self._evaluation_features(self.val)
+        return self._evaluate(self.val, self._kept[Split.VAL])
+
     @torch.no_grad()
-    def _evaluate(self, images: SplitImages) -> Evaluation:
-        logits = [
-            self.head(self._features(pixels)).float().cpu() for pixels in images.evaluation_batches(FORWARD_BATCH)
-        ]
-        return evaluate(torch.cat(logits), images.labels, self.dataset.class_names)
+    def _evaluation_features(self, images: SplitImages) -> Tensor:
+        return torch.cat([self._features(pixels) for pixels in images.evaluation_batches(FORWARD_BATCH)])
+
+    @torch.no_grad()
+    def _evaluate(self, images: SplitImages, features: Tensor) -> Evaluation:
+        return evaluate(self.head(features).float().cpu(), images.labels, self.dataset.class_names)
 
     def _prompt_set(self) -> PromptSet:
         recipe, state = self.recipe, self._state()
@@ -284,6 +321,11 @@ class _Run:
             task=self.dataset.task,
             factors=_with_prefix(state, "prompts."),
         )
+
+
+def _half_cosine(rate: float, share: float) -> float:
+    """From `rate` at share 0 down to 1e-8 at share 1."""
+    return 1e-8 + (rate - 1e-8) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def publish(
 
 def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersion]:
     """`name` (newest version that is not archived) or `name:3`; NotFound otherwise."""
-    missing = NotFound(f"there is no prompt set version {reference!r}")
+    missing = NotFound(f"there is no published prompt set {reference!r}")
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise missing

@@ -136,7 +136,8 @@ def _run(attempt: _Attempt) -> None:
         _write(attempt, finish)
         logger.info("job succeeded")
     else:
-        raise _Crashed(f"the process ended with status {status}; its last lines: {_log_tail(attempt.directory)}")
+        tail = _log_tail(attempt.directory)
+        raise _Crashed(f"the process ended with status {status}" + (f"; its last lines: {tail}" if tail else ""))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import typer
 
 from bpt_client.client import Client
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, find_dataset
-from bpt_client.errors import InputError
 from bpt_client.models import TuningJob
 from bpt_client.terminal import errors, first, percent, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
@@ -22,10 +21,10 @@ def tune(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="Id (ds_...), or the name of one that is ready.")],
     prompt_set: Annotated[str, typer.Option(help="Gets a new version; made if absent.")],
-    method: Annotated[str | None, typer.Option(help="bpt-bilinear or linear-probe.")] = None,
+    method: Annotated[str | None, typer.Option(help="bpt-bilinear (default) or linear-probe.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A backbone the service offers.")] = None,
-    prompts: Annotated[int | None, typer.Option(help="Prompt tokens, m; needs --method.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the bilinear form, p; needs --method.")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Number of prompts, m.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the two factors, p.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
@@ -34,8 +33,6 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Tune a prompt set on a dataset. What is not given is the service's default."""
-    if (prompts is not None or rank is not None) and method is None:
-        raise InputError("--prompts and --rank belong to a method: give --method, too")
     given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     with connect(context) as client:
         job = client.tuning_jobs.create(
