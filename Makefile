@@ -4,9 +4,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# One thread per process: the tests run two processes at a time on small machines.
+# Two processes of one thread each, a file of tests at a time: a process that needs the service starts its own.
 ONE_THREAD := OMP_NUM_THREADS=1
-TWO_AT_A_TIME := -n 2 --dist loadgroup
+TWO_AT_A_TIME := -n 2 --dist loadfile
 
 .PHONY: demo test check fast-tests format lock clean
 

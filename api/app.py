@@ -14,7 +14,7 @@ from api import problems
 from api.deps import Services
 from api.metrics import QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe
-from api.routes import catalog, customers, datasets, health, prompt_sets, tuning_jobs
+from api.routes import catalog, customers, datasets, health, predictions, prompt_sets, tuning_jobs
 from bpt_store import logs
 from bpt_store.db import Database
 from bpt_store.objects import Objects
@@ -57,10 +57,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.role in (Role.PREDICT, Role.ALL):
         # Only here, so that the role `api` never imports torch.
         from api.engine import Engine
-        from api.routes import predictions
 
         app.state.engine = Engine(settings)
-        app.include_router(predictions.router)
+    app.include_router(predictions.router)
     problems.install(app)
     images_bytes = settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
     app.add_middleware(

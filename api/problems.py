@@ -40,6 +40,7 @@ STATUS: dict[str, int] = {
     "upload_expired": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
+    "misdirected_request": 421,
     "artifact_schema": 422,
     "backbone_noncommercial": 422,
     "backbone_unknown": 422,

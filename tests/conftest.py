@@ -33,11 +33,10 @@ TEMPLATE = "bpt_template"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the service is slow, and runs in one process, so that the service is started once."""
+    """What needs the service is slow."""
     for item in items:
         if "service" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("service"))
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from api import schemas
 from api.deps import ServicesDep, customer_of, require
-from api.engine import Answer, Engine
 from api.problems import STATUS, Problem, responses
 from bpt_core.errors import ImageError
 from bpt_store import prompt_sets
 from bpt_store.customers import Identity, Scope
+
+if TYPE_CHECKING:
+    # The role `api` shows this route in its OpenAPI, which is that of the whole service, and never loads torch.
+    from api.engine import Answer, Engine
 
 router = APIRouter(prefix="/v1/predictions", tags=["predictions"])
 
@@ -28,6 +31,7 @@ router = APIRouter(prefix="/v1/predictions", tags=["predictions"])
             "artifact_integrity",
             "weights_unavailable",
             "image_corrupt",
+            "misdirected_request",
         ),
         207: {"model": schemas.Predictions, "description": "some images failed: each has its own status"},
     },
@@ -41,13 +45,15 @@ def create_predictions(
     prompt_set: Annotated[str, Form(max_length=100, description="`name` (newest version) or `name:3`")],
     top_k: Annotated[int, Form(ge=1, le=100, description="how many classes per image")] = 3,
 ) -> schemas.Predictions:
+    engine: Engine | None = request.app.state.engine
+    if engine is None:
+        raise Problem("misdirected_request", "this process has the role api; one with the role predict answers")
     settings = services.settings
     if len(images) > settings.images_per_prediction:
         raise Problem("payload_too_large", f"at most {settings.images_per_prediction} images in one request")
     encoded = [image.file.read(settings.image_limit_bytes + 1) for image in images]
     if any(len(data) > settings.image_limit_bytes for data in encoded):
         raise Problem("payload_too_large", f"at most {settings.image_limit_bytes} bytes for one image")
-    engine: Engine = request.app.state.engine
     with services.database.customer(customer_of(identity)) as session:
         named, version = prompt_sets.resolve(session, prompt_set)
         stored = None if engine.has(version.artifact_sha256) else prompt_sets.artifact(session, version)
