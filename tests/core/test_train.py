@@ -25,8 +25,15 @@ def recipe(**given: Any) -> Recipe:
 
 PROBE = Recipe(method=Method.LINEAR_PROBE, epochs=4, batch_size=7, warmup_epochs=1, views=2, learning_rate=0.05)
 
+HEAD_START = recipe(head_start_epochs=20)
+CHOICES = [
+    pytest.param(recipe(), id="bpt-bilinear"),
+    pytest.param(HEAD_START, id="with head start"),
+    pytest.param(PROBE, id="linear-probe"),
+]
 
-@pytest.mark.parametrize("chosen", [recipe(), PROBE], ids=["bpt-bilinear", "linear-probe"])
+
+@pytest.mark.parametrize("chosen", CHOICES)
 def test_the_backbone_is_bit_identical_before_and_after(
     backbone: Backbone, flowers: PackedDataset, chosen: Recipe
 ) -> None:
@@ -53,7 +60,7 @@ def test_prompts_and_head_both_learn(backbone: Backbone, flowers: PackedDataset)
     assert not torch.equal(short.head_weight, other.head_weight)
 
 
-@pytest.mark.parametrize("chosen", [recipe(), PROBE], ids=["bpt-bilinear", "linear-probe"])
+@pytest.mark.parametrize("chosen", CHOICES)
 def test_the_same_seed_gives_the_same_artifact_bytes(
     backbone: Backbone, flowers: PackedDataset, chosen: Recipe
 ) -> None:
@@ -76,7 +83,7 @@ def interrupt_after(epoch: int, kept: list[bytes]) -> Callable[[Epoch, Callable[
     return on_epoch
 
 
-@pytest.mark.parametrize("chosen", [recipe(), PROBE], ids=["bpt-bilinear", "linear-probe"])
+@pytest.mark.parametrize("chosen", CHOICES)
 @pytest.mark.parametrize("epoch", [1, 3, 4])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     backbone: Backbone, flowers: PackedDataset, chosen: Recipe, epoch: int
@@ -159,3 +166,21 @@ def test_head_matrices_and_vectors_decay_each_in_their_own_way(backbone: Backbon
         if any(parameter is member for member in group["params"])
     }
     assert decay == {"prompts.A": 0.1, "prompts.B": 0.1, "head.weight": 0.2, "head.bias": 0.0}
+
+
+def test_a_head_start_fits_the_head_and_leaves_the_prompts(backbone: Backbone, flowers: PackedDataset) -> None:
+    plain, started = _Run(backbone, flowers, recipe()), _Run(backbone, flowers, HEAD_START)
+    started.start_head()
+    before, after = plain._state(), started._state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.weight", "head.bias"]
+    losses = [run._evaluate(run.train, run._evaluation_features(run.train)).loss for run in (plain, started)]
+    assert losses[1] < losses[0]
+
+
+def test_the_head_start_is_kept_where_no_epoch_is_better(backbone: Backbone, flowers: PackedDataset) -> None:
+    ruinous = recipe(head_start_epochs=40, epochs=1, warmup_epochs=0, learning_rate=20.0)
+    started = _Run(backbone, flowers, ruinous)
+    started.start_head()
+    tuned = tune(backbone, flowers, ruinous)
+    assert tuned.best_epoch == 0
+    assert tuned.val == started._evaluate_val()
