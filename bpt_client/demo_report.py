@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,24 +94,33 @@ def print_summary(console: Console, linear_probe: TuningJob, bpt: TuningJob) -> 
 
 def print_next_steps(console: Console, data_dir: Path, image: Path, url: str, key: str, *, is_ending: bool) -> None:
     """Lines to copy; with `is_ending` the first of them starts the service again."""
-    directory, picture = shlex.quote(str(data_dir)), shlex.quote(str(image))
+    directory, picture, bpt = shlex.quote(str(data_dir)), shlex.quote(str(image)), _command()
     lines = []
     if is_ending:
         url = "http://127.0.0.1:8000"
-        lines += [("start the service again on this data", f"bpt up --data-dir {directory}")]
+        lines += [("start the service again on this data", f"{bpt} up --data-dir {directory}")]
     lines += [
         ("every operation, to try out", f"{url}/docs"),
         ("for the commands below", f"export BPT_URL={url} BPT_API_KEY={key}"),
-        ("classify an image", f"bpt predict {picture} --prompt-set flowers"),
+        ("classify an image", f"{bpt} predict {picture} --prompt-set flowers"),
         (
             "the same without our client",
             f'curl -H "Authorization: Bearer {key}" -F prompt_set=flowers -F images=@{picture} {url}/v1/predictions',
         ),
-        ("tune for longer", "bpt tune flowers --prompt-set flowers --epochs 60 --follow"),
-        ("what there is", "bpt prompt-sets show flowers; bpt jobs list; bpt datasets show flowers"),
-        ("your own pictures, a folder per class", "bpt datasets upload FOLDER --wait"),
+        ("tune for longer", f"{bpt} tune flowers --prompt-set flowers --epochs 60 --follow"),
+        ("what there is", f"{bpt} prompt-sets show flowers; {bpt} jobs list; {bpt} datasets show flowers"),
+        ("your own pictures, a folder per class", f"{bpt} datasets upload FOLDER --wait"),
         ("database, objects, logs", str(data_dir)),
     ]
     console.print(Text("\nWhere to go next", style="bold"))
     for what, line in lines:
         console.print(Text.assemble((f"  {what}\n", "dim"), f"    {line}"), soft_wrap=True)
+
+
+def _command() -> str:
+    """How to call `bpt` from here: as this process was called, if that is a path, since it may not be on PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "bpt" or not called.is_file():
+        return "bpt"
+    here = Path.cwd()
+    return shlex.quote(str(called.relative_to(here) if called.is_relative_to(here) else called))

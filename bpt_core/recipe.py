@@ -1,7 +1,8 @@
 """What a tuning run is asked to do, with defaults, checked before any work. Needs no torch.
 
-Defaults follow the paper's recipe (AdamW, linear warm-up, half-cosine, three weight-decay groups);
-what differs per method is in `DEFAULTS`.
+A Recipe's own defaults are the paper's (AdamW, linear warm-up, half-cosine, three weight-decay groups); what the
+service chooses otherwise is in `DEFAULTS`: for the linear probe what did best on the drawn flowers, for prompts
+a head start, which on a few hundred images brings in one epoch what takes the paper's recipe a dozen.
 """
 
 from __future__ import annotations
@@ -100,12 +101,12 @@ class Recipe:
 DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     Method.LINEAR_PROBE: {
         "epochs": 100,
-        "learning_rate": 1e-2,
+        "learning_rate": 1e-1,
         "weight_decay": 0.0,
-        "head_weight_decay": 1e-4,
-        "views": 8,
+        "head_weight_decay": 1e-2,
+        "views": 6,
     },
-    Method.BPT_BILINEAR: {"prompts": 100, "rank": 75},
+    Method.BPT_BILINEAR: {"prompts": 100, "rank": 75, "head_start_epochs": 60},
 }
 
 

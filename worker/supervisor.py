@@ -244,8 +244,10 @@ def _write(attempt: _Attempt, action: Callable[[Session], object]) -> None:
 
 @contextmanager
 def _directory(worker: Worker, job: Job) -> Iterator[Path]:
+    # A supervisor that was killed could not clean up after its attempt.
+    for left in worker.settings.work_directory.glob(f"{job.id.hex}-*"):
+        shutil.rmtree(left, ignore_errors=True)
     directory = worker.settings.work_directory / f"{job.id.hex}-{job.attempt}"
-    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, mode=0o700)
     try:
         yield directory

@@ -86,6 +86,8 @@ def test_a_killed_supervisor_takes_its_trainer_along_and_another_goes_on(
     finished = customer.finished(job)
     assert (finished["state"], finished["attempt"]) == ("succeeded", 2)
     assert_went_on_from_the_checkpoint(customer, job)
+    left = (service.data_dir / "work").glob(f"{job['id'].removeprefix('job_')}-*")
+    eventually(lambda: not list(left) or None, what="cleaning up after both attempts")
 
 
 def test_a_stopped_worker_gives_its_job_back_at_once_and_no_failure_is_counted(
