@@ -204,8 +204,10 @@ class Hyperparameters(Request):
     warmup_epochs: int | None = None
     crop_scale_min: PositiveFloat | None = None
     views: int | None = None
-    head_start_epochs: int | None = Field(None, description="epochs in which the head alone is fitted first; 0: none")
-    head_start_learning_rate: PositiveFloat | None = None
+    head_fit_epochs: int | None = Field(
+        None, description="epochs in which the head alone is fitted, before and after; 0: none"
+    )
+    head_fit_learning_rate: PositiveFloat | None = None
 
 
 class TuningJobCreate(Request):

@@ -32,7 +32,7 @@ from bpt_core.recipe import Recipe
 from bpt_core.views import SplitImages
 
 FORWARD_BATCH = 64  # images in a batch that takes no gradient
-HEAD_START_VIEWS = 4  # crops of each image that a head start sees
+HEAD_FIT_VIEWS = 6  # crops of each image that the head is fitted to
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def tune(
     run = _Run(backbone, dataset, recipe)
     if checkpoint is not None:
         run.restore(checkpoint)
-    elif recipe.head_start_epochs:
-        run.start_head()
+    elif recipe.head_fit_epochs:
+        run.fit_head()
     while run.epochs_done < recipe.epochs:
         report = run.one_epoch()
         if on_epoch is not None:
@@ -111,19 +111,19 @@ class _Run:
         # computed once and kept.
         self._kept: dict[int | Split, Tensor] = {}
 
-    def start_head(self) -> None:
-        """Fit the head alone to the features of the initial prompts; as epoch 0 it is the first to be the best."""
+    def fit_head(self) -> None:
+        """Fit the head alone to the features that the prompts give as they are now; a candidate for the best."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(self._parameter_groups("head."))
-        steps = recipe.head_start_epochs * math.ceil(len(self.train) / recipe.batch_size)
+        steps = recipe.head_fit_epochs * math.ceil(len(self.train) / recipe.batch_size)
         step = 0
-        for epoch in range(recipe.head_start_epochs):
-            kept = self._kept_features(epoch % HEAD_START_VIEWS)
+        for epoch in range(recipe.head_fit_epochs):
+            kept = self._kept_features(epoch % HEAD_FIT_VIEWS)
             for batch in self._batches(-1 - epoch):
-                rate = _half_cosine(recipe.head_start_learning_rate, step / steps)
+                rate = _half_cosine(recipe.head_fit_learning_rate, step / steps)
                 self._step(optimizer, rate, kept[batch], batch)
                 step += 1
-        self._kept.clear()  # from now on the prompts change, and the features with them
+        self._kept.clear()  # prompts will have changed by the next time
         self._note_if_best(self._evaluate_val())
 
     def one_epoch(self) -> Epoch:
@@ -155,6 +155,8 @@ class _Run:
         )
 
     def finish(self) -> Tuned:
+        if self.recipe.head_fit_epochs:
+            self.fit_head()
         self.trainables.load_state_dict(self.best)
         test = SplitImages(self.dataset, Split.TEST, self.backbone.image_size)
         return Tuned(
@@ -217,7 +219,7 @@ class _Run:
             self.best = {name: value.clone() for name, value in self._state().items()}
 
     def _batches(self, epoch: int) -> list[Tensor]:
-        """Indices of the training images in this epoch's order; negative epochs are those of the head start."""
+        """Indices of the training images in this epoch's order; negative epochs are those of fit_head."""
         size = self.recipe.batch_size
         order = np.random.default_rng((self.recipe.seed, abs(epoch), int(epoch < 0))).permutation(len(self.train))
         return [torch.from_numpy(order[at : at + size]) for at in range(0, len(order), size)]

@@ -47,8 +47,8 @@ def test_what_is_given_is_kept() -> None:
         {"crop_scale_min": 0.0},
         {"views": -1},
         {"seed": -1},
-        {"head_start_epochs": -1},
-        {"head_start_learning_rate": 0.0},
+        {"head_fit_epochs": -1},
+        {"head_fit_learning_rate": 0.0},
     ],
 )
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
 def test_a_linear_probe_with_prompts_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="linear probe"):
         default_recipe(TINY, Method.LINEAR_PROBE, prompts=4)
-    with pytest.raises(InvalidSetting, match="head start"):
-        default_recipe(TINY, Method.LINEAR_PROBE, head_start_epochs=4)
+    with pytest.raises(InvalidSetting, match="head"):
+        default_recipe(TINY, Method.LINEAR_PROBE, head_fit_epochs=4)
 
 
 def test_a_recipe_survives_being_stored() -> None:

@@ -25,10 +25,10 @@ def recipe(**given: Any) -> Recipe:
 
 PROBE = Recipe(method=Method.LINEAR_PROBE, epochs=4, batch_size=7, warmup_epochs=1, views=2, learning_rate=0.05)
 
-HEAD_START = recipe(head_start_epochs=20)
+HEAD_FIT = recipe(head_fit_epochs=20)
 CHOICES = [
     pytest.param(recipe(), id="bpt-bilinear"),
-    pytest.param(HEAD_START, id="with head start"),
+    pytest.param(HEAD_FIT, id="with head fit"),
     pytest.param(PROBE, id="linear-probe"),
 ]
 
@@ -168,19 +168,31 @@ def test_head_matrices_and_vectors_decay_each_in_their_own_way(backbone: Backbon
     assert decay == {"prompts.A": 0.1, "prompts.B": 0.1, "head.weight": 0.2, "head.bias": 0.0}
 
 
-def test_a_head_start_fits_the_head_and_leaves_the_prompts(backbone: Backbone, flowers: PackedDataset) -> None:
-    plain, started = _Run(backbone, flowers, recipe()), _Run(backbone, flowers, HEAD_START)
-    started.start_head()
+def test_fitting_the_head_leaves_the_prompts(backbone: Backbone, flowers: PackedDataset) -> None:
+    plain, started = _Run(backbone, flowers, recipe()), _Run(backbone, flowers, HEAD_FIT)
+    started.fit_head()
     before, after = plain._state(), started._state()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.weight", "head.bias"]
     losses = [run._evaluate(run.train, run._evaluation_features(run.train)).loss for run in (plain, started)]
     assert losses[1] < losses[0]
 
 
-def test_the_head_start_is_kept_where_no_epoch_is_better(backbone: Backbone, flowers: PackedDataset) -> None:
-    ruinous = recipe(head_start_epochs=40, epochs=1, warmup_epochs=0, learning_rate=20.0)
+def test_the_first_fit_of_the_head_is_kept_where_nothing_after_it_is_better(
+    backbone: Backbone, flowers: PackedDataset
+) -> None:
+    ruinous = recipe(head_fit_epochs=40, epochs=1, warmup_epochs=0, learning_rate=20.0)
     started = _Run(backbone, flowers, ruinous)
-    started.start_head()
+    started.fit_head()
     tuned = tune(backbone, flowers, ruinous)
     assert tuned.best_epoch == 0
     assert tuned.val == started._evaluate_val()
+
+
+def test_at_the_end_the_head_is_fitted_to_the_final_prompts(backbone: Backbone, flowers: PackedDataset) -> None:
+    run = _Run(backbone, flowers, HEAD_FIT)
+    run.one_epoch()
+    before = {name: value.clone() for name, value in run._state().items()}
+    run.best_score = (-1.0, -1.0)  # whatever comes now is the best
+    run.finish()
+    after = run._state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.weight", "head.bias"]
