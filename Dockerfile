@@ -2,8 +2,6 @@
 
 FROM python:3.11-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# Another place to look for packages, for instance PyTorch's own for builds without CUDA (docs/deployment.md).
-ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /source
