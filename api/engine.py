@@ -5,7 +5,7 @@ Only roles `predict` and `all` import this module; the role `api` stays free of 
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from api.problems import Problem
 from bpt_core import artifact, catalog, images
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
@@ -52,20 +51,34 @@ class Engine:
         self._predictors: dict[str, Predictor] = {}
         # Keyed by the artifact's hash, which covers content and backbone: equal bytes are the same prompt set.
         self._prompt_sets: OrderedDict[str, PromptSet] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def has(self, artifact_sha256: str) -> bool:
-        return artifact_sha256 in self._prompt_sets
+    def known(self, artifact_sha256: str) -> PromptSet | None:
+        """The prompt set of an artifact that was loaded before, if it is still here."""
+        with self._lock:
+            if artifact_sha256 in self._prompt_sets:
+                self._prompt_sets.move_to_end(artifact_sha256)
+            return self._prompt_sets.get(artifact_sha256)
 
-    def predict(self, encoded: Sequence[bytes], artifact_sha256: str, artifact_bytes: bytes | None) -> Answer:
-        """Decode and predict; call it off the event loop. `artifact_bytes` may be None if `has` was true.
+    def load(self, artifact_sha256: str, data: bytes) -> PromptSet:
+        """The prompt set in the artifact `data`, kept for later; ArtifactError where it is none."""
+        prompt_set = artifact.from_bytes(data)
+        with self._lock:
+            self._prompt_sets[artifact_sha256] = prompt_set
+            if len(self._prompt_sets) > PROMPT_SETS_KEPT:
+                self._prompt_sets.popitem(last=False)
+        return prompt_set
 
-        Raises Problem `artifact_integrity`, ArtifactError, BackboneError. Images fail one by one.
+    def predict(self, encoded: Sequence[bytes], prompt_set: PromptSet) -> Answer:
+        """Decode and predict; call it off the event loop. Images fail one by one.
+
+        Raises ArtifactError (learned on other weights), BackboneError.
         """
         started = time.monotonic()
         decoded = list(self._decoders.map(_decode, encoded))
         decoded_at = time.monotonic()
         good = [image for image in decoded if isinstance(image, Image.Image)]
-        prompt_set, probabilities = self._computer.submit(self._compute, good, artifact_sha256, artifact_bytes).result()
+        probabilities = self._computer.submit(self._compute, good, prompt_set).result()
         return Answer(
             prompt_set=prompt_set,
             decoded=decoded,
@@ -78,23 +91,10 @@ class Engine:
         self._decoders.shutdown()
         self._computer.shutdown()
 
-    def _compute(
-        self, good: list[Image.Image], artifact_sha256: str, artifact_bytes: bytes | None
-    ) -> tuple[PromptSet, Tensor]:
-        prompt_set = self._prompt_sets.get(artifact_sha256)
-        if prompt_set is None:
-            if artifact_bytes is None or hashlib.sha256(artifact_bytes).hexdigest() != artifact_sha256:
-                raise Problem("artifact_integrity", "the stored artifact does not have the hash it was published with")
-            prompt_set = artifact.from_bytes(artifact_bytes)
-            self._prompt_sets[artifact_sha256] = prompt_set
-            if len(self._prompt_sets) > PROMPT_SETS_KEPT:
-                self._prompt_sets.popitem(last=False)
-        self._prompt_sets.move_to_end(artifact_sha256)
+    def _compute(self, good: list[Image.Image], prompt_set: PromptSet) -> Tensor:
         predictor = self._predictor(prompt_set.backbone)
         predictor.check(prompt_set)
-        if not good:
-            return prompt_set, torch.empty(0, len(prompt_set.class_names))
-        return prompt_set, predictor.predict(good, prompt_set)
+        return predictor.predict(good, prompt_set) if good else torch.empty(0, len(prompt_set.class_names))
 
     def _predictor(self, backbone: str) -> Predictor:
         if backbone not in self._predictors:

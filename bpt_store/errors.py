@@ -5,7 +5,7 @@ StoreError              has a stable `code`
 ├── Conflict            not in the state it is in now
 ├── LimitReached        a limit of the customer's
 ├── Unauthenticated     no key, or none that holds
-├── Unavailable         a part of the service cannot be reached
+├── Damaged             what is stored is not what was stored
 └── LeaseLost           a worker was replaced: stop, write nothing more
 """
 
@@ -37,8 +37,8 @@ class Unauthenticated(StoreError):
     code = "unauthenticated"
 
 
-class Unavailable(StoreError):
-    code = "unavailable"
+class Damaged(StoreError):
+    code = "artifact_integrity"
 
 
 class LeaseLost(StoreError):

@@ -33,4 +33,7 @@ def configure(level: str) -> None:
     )
     handler.addFilter(_Context())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("uvicorn.access").disabled = True  # api/app.py logs requests itself, with their ids
+    logging.getLogger("uvicorn.access").disabled = True  # api/middleware.py logs requests itself, with their ids
+    for name in ("uvicorn", "uvicorn.error"):  # set up by uvicorn before it asked for the application
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True

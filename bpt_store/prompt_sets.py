@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from bpt_store.errors import NotFound
+from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import PromptSet, PromptSetVersion
 
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
@@ -101,12 +101,15 @@ def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersi
 
 
 def artifact(session: Session, version: PromptSetVersion) -> bytes:
-    """The stored bytes of a version, as they are: who uses them checks them against `artifact_sha256`."""
-    return session.scalars(
+    """The artifact of a version; Damaged where the stored bytes no longer have the hash they were published with."""
+    data: bytes = session.scalars(
         select(PromptSetVersion.artifact).where(
             PromptSetVersion.prompt_set_id == version.prompt_set_id, PromptSetVersion.version == version.version
         )
     ).one()
+    if hashlib.sha256(data).hexdigest() != version.artifact_sha256:
+        raise Damaged(f"version {version.version} is not what was published: the stored bytes have another hash")
+    return data
 
 
 def newest_versions(session: Session, prompt_set_ids: Sequence[UUID]) -> dict[UUID, int]:

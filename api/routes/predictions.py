@@ -56,9 +56,10 @@ def create_predictions(
         raise Problem("payload_too_large", f"at most {settings.image_limit_bytes} bytes for one image")
     with services.database.customer(customer_of(identity)) as session:
         named, version = prompt_sets.resolve(session, prompt_set)
-        stored = None if engine.has(version.artifact_sha256) else prompt_sets.artifact(session, version)
+        served = engine.known(version.artifact_sha256)
+        stored = prompt_sets.artifact(session, version) if served is None else b""
     # Nothing stays open in the database while the device computes.
-    answer = engine.predict(encoded, version.artifact_sha256, stored)
+    answer = engine.predict(encoded, served or engine.load(version.artifact_sha256, stored))
     data = _per_image(answer, [image.filename for image in images], top_k)
     failed = [item for item in data if item.error]
     if failed and len(failed) == len(data):

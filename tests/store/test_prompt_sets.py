@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bpt_store import prompt_sets
 from bpt_store.db import Database
-from bpt_store.errors import NotFound
+from bpt_store.errors import Damaged, NotFound
 from bpt_store.prompt_sets import Publication
 
 
@@ -58,6 +58,14 @@ def test_what_names_nothing_is_not_found(database: Database, customer_id: UUID, 
     publish(database, customer_id, "birds")
     with pytest.raises(NotFound), database.customer(customer_id) as session:
         prompt_sets.resolve(session, reference)
+
+
+def test_stored_bytes_that_changed_are_never_given_out(database: Database, customer_id: UUID) -> None:
+    publish(database, customer_id, "birds")
+    with database.customer(customer_id) as session:
+        session.execute(text("UPDATE prompt_set_versions SET artifact = 'artifacT'"))
+    with pytest.raises(Damaged), database.customer(customer_id) as session:
+        prompt_sets.artifact(session, prompt_sets.resolve(session, "birds")[1])
 
 
 def test_a_prompt_set_without_a_version_resolves_to_nothing(database: Database, customer_id: UUID) -> None:
