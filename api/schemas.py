@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from bpt_core.catalog import BackboneSpec
-from bpt_core.recipe import Depth, Method
+from bpt_core.catalog import BackboneSpec, Pooling
+from bpt_core.methods import Depth, Method, Start
+from bpt_core.recipe import WhiteningInput
 from bpt_store import ids, models
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
@@ -41,6 +42,8 @@ Metadata = Annotated[
 ]
 PromptSetName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", examples=["birds"])]
 PositiveFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AUTO = "auto"
+Auto = Literal["auto"]
 
 
 class Request(BaseModel):
@@ -144,6 +147,7 @@ class Backbone(BaseModel):
 class MethodInfo(BaseModel):
     type: Method
     depths: list[Depth]
+    starts: list[Start] = Field(description="where trained numbers may start; the first is the default of shallow")
     defaults: dict[str, Any]
 
 
@@ -187,27 +191,43 @@ class Dataset(BaseModel):
 
 
 class MethodChoice(Request):
-    type: Method = Method.BPT_BILINEAR
-    depth: Depth = Depth.SHALLOW
+    """`"auto"` is found among several trials on the validation split, as for some hyperparameters."""
+
+    type: Method | Auto = Method.BPT_BILINEAR
+    depth: Depth | Auto | None = Field(
+        None, description="where prompts enter: before the first block (default), at every block, at the top four"
+    )
     prompts: int | None = Field(None, description="number of prompts m; absent: a default for the backbone")
-    rank: int | None = Field(None, description="p of P~ = A B^T; absent: a default for the number of prompts")
+    rank: int | Auto | None = Field(None, description="p of P~ = A B^T; absent: a default for the number of prompts")
+    start: Start | None = Field(
+        None, description="spt: random or kmeans tokens; bpt-bilinear: random or whitened; absent: the method's default"
+    )
+    whitening_input: WhiteningInput | None = Field(None, description="what is whitened: tokens before or after norm1")
+    pooling: Pooling | None = Field(None, description="absent: the backbone's own")
 
 
 class Hyperparameters(Request):
-    """What is absent gets the recipe's default for the method and backbone."""
+    """What is absent gets the recipe's default for the method and backbone; what is `"auto"` is found by trials."""
 
     epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: PositiveFloat | None = None
-    weight_decay: PositiveFloat | None = None
-    head_weight_decay: PositiveFloat | None = None
+    learning_rate: PositiveFloat | Auto | None = None
+    weight_decay: PositiveFloat | Auto | None = None
+    head_weight_decay: PositiveFloat | Auto | None = None
     warmup_epochs: int | None = None
+    patience: int | None = Field(None, description="epochs without a better validation score that end the run; 0: none")
     crop_scale_min: PositiveFloat | None = None
-    views: int | None = None
+    views: int | None = Field(
+        None, description="crops of each image that are drawn once and come again; 0: a fresh crop in every epoch"
+    )
     head_fit_epochs: int | None = Field(
         None, description="epochs in which the head alone is fitted, before and after; 0: none"
     )
     head_fit_learning_rate: PositiveFloat | None = None
+    label_smoothing: PositiveFloat | None = None
+    balance_classes: bool | None = Field(None, description="rare classes weigh as much as frequent ones")
+    mixup: PositiveFloat | None = Field(None, description="alpha of Beta(alpha, alpha); 0: none")
+    ema: bool | None = Field(None, description="evaluate and publish a moving average of what is trained")
 
 
 class TuningJobCreate(Request):
@@ -219,7 +239,7 @@ class TuningJobCreate(Request):
                     "dataset": "ds_0199c0de000070008000000000000000",
                     "prompt_set": "birds",
                     "method": {"type": "bpt-bilinear", "prompts": 32, "rank": 24},
-                    "hyperparameters": {"epochs": 30},
+                    "hyperparameters": {"epochs": 30, "learning_rate": "auto"},
                 }
             ]
         },
@@ -231,7 +251,34 @@ class TuningJobCreate(Request):
     method: MethodChoice = MethodChoice()
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int = Field(0, ge=0, lt=2**63)
+    trials: int | None = Field(None, description='trials for what is "auto"; absent: 8')
+    dry_run: bool = Field(False, description="only say what the job would be, and what it would cost")
     metadata: Metadata = {}
+
+
+class TuningPlan(BaseModel):
+    """What a tuning job would be: the reply to a dry run."""
+
+    backbone: str
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    trials: int = Field(description='1 where nothing is "auto"')
+    parameters: int = Field(description="trained parameters without the head, as the paper counts")
+    estimated_seconds: float = Field(description="from the speed of earlier jobs, or of the machine as configured")
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Self:
+        method, hyperparameters, seed = split_recipe(payload["recipe"], payload.get("search"))
+        return cls(
+            backbone=payload["backbone"],
+            method=method,
+            hyperparameters=hyperparameters,
+            seed=seed,
+            trials=(payload.get("search") or {}).get("trials", 1),
+            parameters=payload["parameters"],
+            estimated_seconds=payload["estimated_seconds"],
+        )
 
 
 class TuningJob(BaseModel):
@@ -243,7 +290,9 @@ class TuningJob(BaseModel):
     method: dict[str, Any]
     hyperparameters: dict[str, Any]
     seed: int
+    trials: int = Field(description='1 where nothing is "auto"')
     parameters: int = Field(description="trained parameters without the head, as the paper counts")
+    estimated_seconds: float | None
     attempt: int
     failures: int
     progress: dict[str, Any] | None
@@ -256,7 +305,8 @@ class TuningJob(BaseModel):
 
     @classmethod
     def of(cls, row: models.Job) -> Self:
-        method, hyperparameters, seed = split_recipe(row.payload["recipe"])
+        search = row.payload.get("search")
+        method, hyperparameters, seed = split_recipe(row.payload["recipe"], search)
         assert row.dataset_id is not None
         return cls(
             id=ids.public(ids.JOB, row.id),
@@ -267,7 +317,9 @@ class TuningJob(BaseModel):
             method=method,
             hyperparameters=hyperparameters,
             seed=seed,
+            trials=search["trials"] if search else 1,
             parameters=row.payload["parameters"],
+            estimated_seconds=row.payload.get("estimated_seconds"),
             attempt=row.attempt,
             failures=row.failures,
             progress=row.progress,
@@ -391,13 +443,17 @@ class Predictions(BaseModel):
     timings: Timings
 
 
-_METHOD_FIELDS = ("depth", "prompts", "rank")
+_METHOD_FIELDS = ("depth", "prompts", "rank", "start", "whitening_input", "pooling")
 
 
-def split_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """A stored recipe -> method, hyperparameters and seed, as the interface names them."""
-    method = {"type": recipe["method"], **{name: recipe[name] for name in _METHOD_FIELDS}}
-    rest = {name: value for name, value in recipe.items() if name not in (*_METHOD_FIELDS, "method", "seed")}
+def split_recipe(
+    recipe: Mapping[str, Any], search: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A stored recipe -> method, hyperparameters and seed, as the interface names them; what is searched is "auto"."""
+    shown = {**recipe, **dict.fromkeys((search or {}).get("settings", ()), AUTO)}
+    # Recipes of before the whole family of methods have no start.
+    method = {"type": shown["method"], **{name: shown.get(name) for name in _METHOD_FIELDS}}
+    rest = {name: value for name, value in shown.items() if name not in (*_METHOD_FIELDS, "method", "seed")}
     return method, rest, recipe["seed"]
 
 

@@ -207,7 +207,7 @@ class Demo:
         assert job.result is not None
         restarts = f", in {job.attempt} attempts" if job.attempt > 1 else ""
         test = job.result.test
-        accuracy = f"test accuracy {percent(test.top1)}" if test else "no test split"
+        accuracy = f"test accuracy {percent(test.score)}" if test else "no test split"
         self._say(f"{job.result.prompt_set}:{job.result.version} is published: {accuracy}{restarts}")
         return job
 
@@ -276,7 +276,7 @@ class _Kept:
 
 
 def _top1(evaluation: Any) -> float | None:
-    return None if evaluation is None else round(evaluation.top1, 4)
+    return None if evaluation is None else round(evaluation.score, 4)
 
 
 def _sha256(path: Path) -> str:

@@ -79,8 +79,8 @@ def print_summary(console: Console, linear_probe: TuningJob, bpt: TuningJob) -> 
     table.title_justify, table.title_style, table.header_style = "left", "bold", "bold"
     results = [job.result for job in (linear_probe, bpt)]
     rows: list[tuple[str, list[str | None]]] = [
-        ("test accuracy", [percent(each.test.top1) if each and each.test else None for each in results]),
-        ("validation accuracy", [percent(each.val.top1) if each else None for each in results]),
+        ("test accuracy", [percent(each.test.score) if each and each.test else None for each in results]),
+        ("validation accuracy", [percent(each.val.score) if each else None for each in results]),
         ("parameters without head", [f"{job.parameters:,}" for job in (linear_probe, bpt)]),
         ("artifact", [size(each.artifact_bytes) if each else None for each in results]),
         ("version", [f"{each.prompt_set}:{each.version}" if each else None for each in results]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -122,23 +123,39 @@ class Dataset:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """`prompts` = m and `rank` = p; None or 0 for the linear probe."""
+    """`prompts` = m and `rank` = p; None or 0 where the method has none, "auto" where trials are to find it."""
 
     type: str
     depth: str | None = None
     prompts: int | None = None
-    rank: int | None = None
+    rank: int | str | None = None
+    start: str | None = None
+    whitening_input: str | None = None
+    pooling: str | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split: accuracies between 0 and 1, `loss` is mean cross-entropy in nats."""
+    """Metrics of one split: shares between 0 and 1, `loss` is mean cross-entropy in nats.
+
+    With one label per image there are top1, top5 and recall `per_class`; with several mean_average_precision and
+    average precision `per_class`.
+    """
 
     images: int
     loss: float
-    top1: float
-    top5: float
+    top1: float | None = None
+    top5: float | None = None
+    mean_average_precision: float | None = None
     per_class: dict[str, float | None] = field(default_factory=dict)
+    calibration_error: float | None = None
+    coverage: float | None = None
+    accepted_accuracy: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """What the best epoch was chosen by."""
+        return self.mean_average_precision if self.top1 is None else self.top1
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,7 @@ class Progress:
     val_accuracy: float | None = None
     learning_rate: float | None = None
     seconds: float | None = None
+    trials: int = 1
     type: str = "epoch"
 
 
@@ -166,6 +184,19 @@ class TuningResult:
     artifact_sha256: str
     artifact_bytes: int
     test: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What a tuning job would be, and what it would cost."""
+
+    backbone: str
+    method: MethodSettings
+    hyperparameters: Json
+    seed: int
+    trials: int
+    parameters: int
+    estimated_seconds: float
 
 
 @dataclass(frozen=True)
@@ -184,7 +215,9 @@ class TuningJob:
     hyperparameters: Json
     created_at: datetime
     seed: int = 0
+    trials: int = 1
     parameters: int = 0
+    estimated_seconds: float | None = None
     attempt: int = 0
     failures: int = 0
     progress: Progress | None = None
@@ -328,8 +361,11 @@ def _parse(kind: Any, value: object, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        (kind,) = (each for each in arguments if each is not types.NoneType)
-        return _parse(kind, value, where)
+        *others, last = (each for each in arguments if each is not types.NoneType)
+        for each in others:
+            with suppress(UnexpectedAnswer):
+                return _parse(each, value, where)
+        return _parse(last, value, where)
     if origin is tuple:
         items = _expect(list, value, where)
         return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))

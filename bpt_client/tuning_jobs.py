@@ -16,7 +16,7 @@ from bpt_client.errors import (
     UnexpectedAnswer,
     WaitedTooLong,
 )
-from bpt_client.models import JobEvent, TuningJob, parse
+from bpt_client.models import JobEvent, TuningJob, TuningPlan, parse
 from bpt_client.transport import Transport, deadline, segment
 
 _POLL_SECONDS = 0.5
@@ -35,28 +35,41 @@ class TuningJobs:
         *,
         backbone: str | None = None,
         method: str | None = None,
+        depth: str | None = None,
         prompts: int | None = None,
-        rank: int | None = None,
+        rank: int | str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        trials: int | None = None,
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> TuningJob:
         """Ask for a new version of `prompt_set`, which is made if absent. What is None is the service's default.
 
-        `method` is "bpt-bilinear" (the service's default) or "linear-probe".
+        `method` is one of those that `GET /v1/methods` lists, "bpt-bilinear" by default; `depth` is "shallow",
+        "deep" or "deep-top4". These two, `rank`, and the hyperparameters learning_rate, weight_decay and
+        head_weight_decay may be "auto": the service finds them by so many `trials`.
         """
-        given = {"type": method, "prompts": prompts, "rank": rank}
-        chosen = {field: value for field, value in given.items() if value is not None}
-        body = {
-            "dataset": dataset_id,
-            "prompt_set": prompt_set,
-            "backbone": backbone,
-            "method": chosen or None,
-            "hyperparameters": dict(hyperparameters) if hyperparameters else None,
-            "seed": seed,
-            "metadata": dict(metadata) if metadata else None,
-        }
+        body = _request(dataset_id, prompt_set, backbone, method, depth, prompts, rank, hyperparameters, trials, seed)
+        body["metadata"] = dict(metadata) if metadata else None
         return self._transport.send(TuningJob, "/v1/tuning-jobs", body)
+
+    def plan(
+        self,
+        dataset_id: str,
+        prompt_set: str,
+        *,
+        backbone: str | None = None,
+        method: str | None = None,
+        depth: str | None = None,
+        prompts: int | None = None,
+        rank: int | str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        trials: int | None = None,
+        seed: int | None = None,
+    ) -> TuningPlan:
+        """What `create` with the same arguments would do: settings, parameters, estimated time. Nothing is done."""
+        body = _request(dataset_id, prompt_set, backbone, method, depth, prompts, rank, hyperparameters, trials, seed)
+        return self._transport.send(TuningPlan, "/v1/tuning-jobs", {**body, "dry_run": True})
 
     def list(self, *, state: str | None = None) -> Iterator[TuningJob]:
         """Newest first; with `state` only the jobs in it."""
@@ -129,3 +142,27 @@ def _event(message: sse.Message) -> JobEvent | None:
     if not isinstance(body, dict) or "number" not in body:
         return None
     return parse(JobEvent, body)
+
+
+def _request(
+    dataset_id: str,
+    prompt_set: str,
+    backbone: str | None,
+    method: str | None,
+    depth: str | None,
+    prompts: int | None,
+    rank: int | str | None,
+    hyperparameters: Mapping[str, Any] | None,
+    trials: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    given = {"type": method, "depth": depth, "prompts": prompts, "rank": rank}
+    return {
+        "dataset": dataset_id,
+        "prompt_set": prompt_set,
+        "backbone": backbone,
+        "method": {field: value for field, value in given.items() if value is not None} or None,
+        "hyperparameters": dict(hyperparameters) if hyperparameters else None,
+        "trials": trials,
+        "seed": seed,
+    }

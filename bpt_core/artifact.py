@@ -1,17 +1,20 @@
 """Prompt set <-> safetensors bytes. Equal content gives equal bytes: no times, no ids, one sorted JSON metadata key.
 
 Tensors, all float32:
-    prompts.folded  [m, d]   what is served (absent for the linear probe)
-    factors.A       [m, p]   from which tuning can go on (`bpt-bilinear`)
-    factors.B       [d, p]
+    prompts.folded  [k, m, d]   what is served: m prompts of each prompted block (absent for the linear probe)
+    factors.A       [k, m, p]   from which tuning can go on (`bpt-bilinear`)
+    factors.B       [k, d, p]
     head.weight     [C, d]
     head.bias       [C]
+
+Format 1 knew shallow prompts only, without the leading k, and no calibration; it is still read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from bpt_core.dataset import SINGLE_LABEL
 from bpt_core.errors import ArtifactError
+from bpt_core.evaluate import NO_CALIBRATION, Calibration
 
 METADATA_KEY = "bpt"
-FORMAT = 1
+FORMAT = 2
 _FIELDS = (
     "backbone",
     "backbone_fingerprint",
+    "calibration",
     "class_names",
     "format",
     "method",
@@ -39,7 +45,7 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A customer's tuned prompts and head for one backbone. `prompts` is P~ [m, d], or None for the linear probe."""
+    """A customer's tuned prompts and head for one backbone. `prompts` is P~ [k, m, d], None for the linear probe."""
 
     prompts: Tensor | None
     head_weight: Tensor
@@ -50,7 +56,8 @@ class PromptSet:
     backbone_fingerprint: str
     pooling: str
     preprocessing: Mapping[str, Any]
-    task: str = "single-label"
+    task: str = SINGLE_LABEL
+    calibration: Calibration = NO_CALIBRATION
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -63,6 +70,7 @@ def to_bytes(prompt_set: PromptSet) -> bytes:
     metadata = {
         "backbone": prompt_set.backbone,
         "backbone_fingerprint": prompt_set.backbone_fingerprint,
+        "calibration": prompt_set.calibration.to_dict(),
         "class_names": list(prompt_set.class_names),
         "format": FORMAT,
         "method": dict(prompt_set.method),
@@ -85,7 +93,9 @@ def from_bytes(data: bytes) -> PromptSet:
         metadata = json.loads(_metadata(data)[METADATA_KEY])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"not a prompt-set artifact: {error}") from error
-    _check_schema(tensors, metadata)
+    if isinstance(metadata, dict) and metadata.get("format") == 1:
+        tensors, metadata = _from_format_1(tensors, metadata)
+    calibration = _check_schema(tensors, metadata)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{name} holds NaN or infinity", code="artifact_non_finite")
@@ -100,6 +110,7 @@ def from_bytes(data: bytes) -> PromptSet:
         pooling=metadata["pooling"],
         preprocessing=metadata["preprocessing"],
         task=metadata["task"],
+        calibration=calibration,
         factors={
             name.removeprefix("factors."): tensor for name, tensor in tensors.items() if name.startswith("factors.")
         },
@@ -117,7 +128,12 @@ def _metadata(data: bytes) -> dict[str, str]:
     return metadata
 
 
-def _check_schema(tensors: Mapping[str, Tensor], metadata: Any) -> None:
+def _from_format_1(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    raised = {name: tensor if name.startswith("head.") else tensor[None] for name, tensor in tensors.items()}
+    return raised, {**metadata, "format": FORMAT, "calibration": NO_CALIBRATION.to_dict()}
+
+
+def _check_schema(tensors: Mapping[str, Tensor], metadata: Any) -> Calibration:
     if not isinstance(metadata, dict) or sorted(metadata) != sorted(_FIELDS):
         raise ArtifactError(f"metadata must hold exactly {', '.join(_FIELDS)}", code="artifact_schema")
     if metadata["format"] != FORMAT:
@@ -126,13 +142,24 @@ def _check_schema(tensors: Mapping[str, Tensor], metadata: Any) -> None:
     width = tensors["head.weight"].shape[-1] if "head.weight" in tensors else 0
     expected: dict[str, tuple[int, ...]] = {"head.weight": (classes, width), "head.bias": (classes,)}
     if method["prompts"]:
-        expected["prompts.folded"] = (method["prompts"], width)
-    if method["type"] == "bpt-bilinear":
-        expected["factors.A"] = (method["prompts"], method["rank"])
-        expected["factors.B"] = (width, method["rank"])
+        # How many blocks are prompted is the backbone's depth; that is checked where the backbone is at hand.
+        folded = tensors.get("prompts.folded")
+        blocks = folded.shape[0] if folded is not None and folded.ndim == 3 else 1
+        expected["prompts.folded"] = (blocks, method["prompts"], width)
+        if method["type"] == "bpt-bilinear":
+            expected["factors.A"] = (blocks, method["prompts"], method["rank"])
+            expected["factors.B"] = (blocks, width, method["rank"])
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected or width == 0:
         raise ArtifactError(f"tensors must be {expected}, not {found}", code="artifact_schema")
     wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
     if wrong:
         raise ArtifactError(f"not float32: {', '.join(wrong)}", code="artifact_schema")
+    try:
+        calibration = Calibration.from_dict(metadata["calibration"])
+        sound = 0 < calibration.temperature < math.inf
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"calibration is not readable: {error}", code="artifact_schema") from error
+    if not sound:
+        raise ArtifactError(f"a temperature cannot be {calibration.temperature}", code="artifact_schema")
+    return calibration

@@ -121,14 +121,23 @@ def freeze(
     """Any plain timm ViT as a Backbone; what is not given is read from the model's own timm configuration."""
     check_supported(model, name)
     if pooling is None:
-        pooling = Pooling.CLS if model.global_pool == "token" else Pooling.MEAN_PATCHES
-    if pooling is Pooling.CLS and not model.has_class_token:
-        raise BackboneError(f"{name} has no class token to pool", code="backbone_unsupported")
+        own = Pooling.MAP if model.attn_pool is not None else Pooling.MEAN_PATCHES
+        pooling = Pooling.CLS if model.global_pool == "token" else own
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     mean = mean or tuple(config.get("mean", (0.5, 0.5, 0.5)))
     std = std or tuple(config.get("std", (0.5, 0.5, 0.5)))
     model = model.to(device).eval().requires_grad_(False)
-    return Backbone(name=name, model=model, pooling=pooling, mean=mean, std=std)
+    backbone = Backbone(name=name, model=model, pooling=pooling, mean=mean, std=std)
+    check_pooling(backbone, pooling)
+    return backbone
+
+
+def check_pooling(backbone: Backbone, pooling: Pooling) -> None:
+    """BackboneError `backbone_unsupported` where the backbone has not what this pooling reads."""
+    if pooling is Pooling.CLS and not backbone.model.has_class_token:
+        raise BackboneError(f"{backbone.name} has no class token to pool", code="backbone_unsupported")
+    if pooling is Pooling.MAP and backbone.model.attn_pool is None:
+        raise BackboneError(f"{backbone.name} has no attention pool", code="backbone_unsupported")
 
 
 def check_supported(model: Any, name: str) -> None:

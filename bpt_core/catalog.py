@@ -24,6 +24,7 @@ class Pooling(StrEnum):
     CLS = "cls"
     MEAN_PATCHES = "mean-patches"
     MEAN_ALL = "mean-all"  # prompts and patches, as the paper does on masked-autoencoder backbones
+    MAP = "map"  # the frozen attention pool of a backbone that has one, over what timm gives it
 
 
 @dataclass(frozen=True)

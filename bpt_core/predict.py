@@ -12,7 +12,10 @@ from torch import Tensor
 from bpt_core import vit
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone
+from bpt_core.catalog import Pooling
 from bpt_core.errors import ArtifactError
+from bpt_core.evaluate import probabilities
+from bpt_core.methods import Depth, prompted_blocks
 from bpt_core.transforms import evaluation_view
 
 
@@ -35,14 +38,21 @@ class Predictor:
                 code="artifact_schema",
             )
 
+        blocks = len(prompted_blocks(Depth(prompt_set.method["depth"]), self.backbone.depth))
+        if prompt_set.prompts is not None and len(prompt_set.prompts) != blocks:
+            raise ArtifactError(
+                f"{len(prompt_set.prompts)} blocks have prompts where {blocks} should", code="artifact_schema"
+            )
+
     @torch.inference_mode()
     def predict(self, images: Sequence[Image.Image], prompt_set: PromptSet) -> Tensor:
-        """Upright RGB images -> class probabilities, float32 [B, C] on the CPU."""
+        """Upright RGB images -> calibrated probabilities, float32 [B, C] on the CPU."""
         self.check(prompt_set)
         device = self.backbone.device
         pixels = np.stack([evaluation_view(image, self.backbone.image_size) for image in images])
         normalised = self.backbone.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         prompts = None if prompt_set.prompts is None else prompt_set.prompts.to(device)
-        features = vit.features(self.backbone, normalised, prompts)
+        depth, pooling = Depth(prompt_set.method["depth"]), Pooling(prompt_set.pooling)
+        features = vit.features(self.backbone, normalised, prompts, depth, pooling)
         logits = features @ prompt_set.head_weight.to(device).T + prompt_set.head_bias.to(device)
-        return logits.softmax(dim=1).float().cpu()
+        return probabilities(logits, prompt_set.task, prompt_set.calibration.temperature).float().cpu()

@@ -21,7 +21,7 @@ class SplitImages:
     """Images and labels of one split. Decoded images stay in memory up to `keep_limit_bytes`; the rest is
     decoded again whenever it is needed.
 
-    `labels` is int64 [N].
+    `targets` is float32 [N, C]: 1 where the image has the label.
     """
 
     def __init__(
@@ -34,21 +34,24 @@ class SplitImages:
     ) -> None:
         self._image_size = image_size
         self._stored: list[Image.Image | bytes] = []
-        labels: list[int] = []
+        labels: list[tuple[int, ...]] = []
         kept_bytes = 0
         for item in dataset.items(split):
             image = images.decode(item.image)
             kept_bytes += image.width * image.height * 3
             self._stored.append(image if kept_bytes <= keep_limit_bytes else item.image)
-            labels.append(item.labels[0])
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+            labels.append(item.labels)
+        self.targets = torch.zeros(len(labels), len(dataset.class_names))
+        for row, chosen in enumerate(labels):
+            self.targets[row, list(chosen)] = 1
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def evaluation_batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Yields uint8 [<= batch_size, 3, S, S] in stored order."""
-        order = [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
+    def evaluation_batches(self, batch_size: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Yields uint8 [<= batch_size, 3, S, S] of the images `indices`, or of all in stored order."""
+        chosen = range(len(self)) if indices is None else indices
+        order = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
         return self._batches(order, lambda index: evaluation_view(self._image(index), self._image_size))
 
     def training_batches(

@@ -97,6 +97,20 @@ def get(session: Session, job_id: UUID, kind: JobKind) -> Job:
     return job
 
 
+def measured_flops_per_second(session: Session, jobs: int = 5) -> float | None:
+    """How fast the newest tuning jobs that succeeded in one attempt were, whole; None where there is none."""
+    seconds = func.extract("epoch", Job.finished_at - Job.started_at)
+    newest = (
+        select(Job.payload["flops"].as_float() / func.greatest(seconds, 0.1))
+        .where(Job.kind == JobKind.TUNE, Job.state == JobState.SUCCEEDED, Job.attempt == 1)
+        .where(Job.payload["flops"].as_float().is_not(None))
+        .order_by(Job.id.desc())
+        .limit(jobs)
+    )
+    rates = sorted(session.scalars(newest))
+    return float(rates[len(rates) // 2]) if rates else None
+
+
 def cancel(session: Session, job_id: UUID, kind: JobKind) -> Job:
     """A queued job ends now; a running one is wound down by its worker. Conflict `job_terminal` once it ended."""
     job = session.scalar(select(Job).where(Job.id == job_id, Job.kind == kind).with_for_update())

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     role: Role = Field(Role.ALL, description="what an API process answers: api, predict or all")
     device: str = Field("auto", description="torch device of workers and predictions; auto takes a GPU if there is one")
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0 leaves the choice to torch")
+    tuning_flops_per_second: float = Field(
+        5e10, gt=0, description="speed that times are estimated with until jobs of the customer have been measured"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     upload_limit_bytes: int = Field(2 << 30, gt=0, description="largest dataset archive")

@@ -6,8 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from worker.child import Child
+
+if TYPE_CHECKING:
+    from bpt_core.evaluate import Evaluation
+
+CONFUSION_CLASSES = 100
 
 
 def main() -> None:
@@ -20,7 +26,9 @@ def main() -> None:
     from bpt_core.dataset import PackedDataset
     from bpt_core.errors import BptError
     from bpt_core.recipe import Recipe
-    from bpt_core.train import Epoch, tune
+    from bpt_core.sweep import Search
+    from bpt_core.train import Epoch
+    from bpt_core.tuning import tune
 
     job = child.job
     if job["threads"]:
@@ -40,7 +48,14 @@ def main() -> None:
         dataset = PackedDataset([child.directory / name for name in job["shards"]])
         checkpoint = (child.directory / job["checkpoint"]).read_bytes() if job["checkpoint"] else None
         child.event("started", {"device": device, "resumed": checkpoint is not None})
-        tuned = tune(backbone, dataset, Recipe.from_dict(job["recipe"]), checkpoint=checkpoint, on_epoch=on_epoch)
+        tuned = tune(
+            backbone,
+            dataset,
+            Recipe.from_dict(job["recipe"]),
+            search=Search.from_dict(job["search"]) if job["search"] else None,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
     except torch.OutOfMemoryError as error:
         child.failed("out_of_memory", f"{error}; a smaller batch_size or fewer prompts need less memory")
         return
@@ -53,13 +68,26 @@ def main() -> None:
             "artifact": "artifact.safetensors",
             "backbone_fingerprint": tuned.prompt_set.backbone_fingerprint,
             "class_names": list(tuned.prompt_set.class_names),
+            "recipe": tuned.recipe.to_dict(),
             "metrics": {
                 "best_epoch": tuned.best_epoch,
-                "val": tuned.val.to_dict(),
-                "test": tuned.test.to_dict() if tuned.test else None,
+                "val": _trimmed(tuned.val),
+                "test": _trimmed(tuned.test) if tuned.test else None,
+                "calibration": tuned.prompt_set.calibration.to_dict(),
+                "trials": tuned.trials,
+                "whitening": tuned.whitening,
+                "burstiness": tuned.burstiness,
             },
         }
     )
+
+
+def _trimmed(evaluation: Evaluation) -> dict[str, Any]:
+    """JSON of bounded size: a confusion matrix of a thousand classes is a million numbers."""
+    document = evaluation.to_dict()
+    if len(document.get("confusion", ())) > CONFUSION_CLASSES:
+        document["confusion"] = None
+    return document
 
 
 def _write_whole(path: Path, data: bytes) -> None:

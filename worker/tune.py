@@ -35,6 +35,7 @@ class Tune:
             "backbone": job.payload["backbone"],
             "weights": _local_weights(worker, job.payload["backbone"]),
             "recipe": job.payload["recipe"],
+            "search": job.payload.get("search"),
             "device": worker.settings.device,
             "threads": worker.settings.threads,
         }
@@ -44,13 +45,13 @@ class Tune:
 
     def publish(self, _worker: Worker, job: Job, directory: Path, result: dict[str, Any]) -> Callable[[Session], None]:
         artifact = (directory / result["artifact"]).read_bytes()
-        recipe = Recipe.from_dict(job.payload["recipe"])
+        recipe = Recipe.from_dict(result["recipe"])  # what a search has found is settled in it
         publication = prompt_sets.Publication(
             artifact=artifact,
             backbone=job.payload["backbone"],
             backbone_fingerprint=result["backbone_fingerprint"],
             class_names=result["class_names"],
-            recipe=job.payload["recipe"],
+            recipe=result["recipe"],
             parameters=parameter_count(recipe, catalog.find(job.payload["backbone"])),
             metrics=result["metrics"],
         )
@@ -68,7 +69,7 @@ class Tune:
                     "version": version.version,
                     "artifact_sha256": version.artifact_sha256,
                     "artifact_bytes": version.artifact_bytes,
-                    **result["metrics"],
+                    **{name: result["metrics"][name] for name in ("best_epoch", "val", "test", "trials")},
                 },
             )
 

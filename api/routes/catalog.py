@@ -10,7 +10,8 @@ from api import schemas
 from api.deps import ServicesDep, require
 from api.problems import responses
 from bpt_core.catalog import CATALOG
-from bpt_core.recipe import DEFAULTS, Depth, Method
+from bpt_core.methods import STARTS, Depth, Method
+from bpt_core.recipe import DEFAULTS
 from bpt_store.customers import Identity, Scope
 
 router = APIRouter(prefix="/v1")
@@ -27,6 +28,12 @@ def list_backbones(services: ServicesDep, _caller: Caller) -> schemas.Page[schem
 @router.get("/methods", tags=["catalog"], summary="List the tuning methods", responses=responses())
 def list_methods(_caller: Caller) -> schemas.Page[schemas.MethodInfo]:
     data = [
-        schemas.MethodInfo(type=method, depths=[Depth.SHALLOW], defaults=dict(DEFAULTS[method])) for method in Method
+        schemas.MethodInfo(
+            type=method,
+            depths=list(Depth) if method.has_prompts else [],
+            starts=list(STARTS[method]),
+            defaults=dict(DEFAULTS[method]),
+        )
+        for method in Method
     ]
     return schemas.Page(data=data, has_more=False, next_cursor=None)

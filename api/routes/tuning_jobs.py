@@ -9,11 +9,12 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from api import schemas
+from api import plans, schemas
 from api.deps import (
     After,
     JobsReadSession,
@@ -25,9 +26,7 @@ from api.deps import (
     require,
     ring_after_commit,
 )
-from api.problems import Problem, responses
-from bpt_core import catalog
-from bpt_core.recipe import default_recipe, parameter_count
+from api.problems import responses
 from bpt_store import datasets, ids, jobs, models, prompt_sets
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
@@ -42,10 +41,15 @@ PING_SECONDS = 15
 @router.post(
     "",
     status_code=201,
-    summary="Tune a prompt set on a dataset",
-    responses=responses(
-        "not_found", "dataset_not_ready", "backbone_unknown", "backbone_noncommercial", "invalid_setting", "queue_limit"
-    ),
+    summary="Tune a prompt set on a dataset; with `dry_run`, only say what that would be and cost",
+    response_model=schemas.TuningJob,
+    responses={
+        200: {"model": schemas.TuningPlan, "description": "the plan, for a dry run"},
+        **responses(
+            *("not_found", "dataset_not_ready", "backbone_unknown", "backbone_noncommercial", "invalid_setting"),
+            "queue_limit",
+        ),
+    },
 )
 def create_tuning_job(
     body: schemas.TuningJobCreate,
@@ -53,30 +57,20 @@ def create_tuning_job(
     services: ServicesDep,
     identity: Annotated[Identity, Depends(require(Scope.JOBS_WRITE))],
     session: JobsWriteSession,
-) -> schemas.TuningJob:
-    spec = catalog.find(body.backbone or catalog.DEFAULT_BACKBONE)
-    if spec.non_commercial and not services.settings.allow_noncommercial:
-        raise Problem("backbone_noncommercial", f"{spec.name} is under {spec.licence}; this service has not allowed it")
-    given = {
-        **body.method.model_dump(exclude={"type"}, exclude_none=True),
-        **body.hyperparameters.model_dump(exclude_none=True),
-        "seed": body.seed,
-    }
-    recipe = default_recipe(spec, body.method.type, **given)
+) -> object:
     customer_id = customer_of(identity)
     dataset = datasets.get_ready(session, ids.parse(ids.DATASET, body.dataset))
+    plan = plans.make(body, dataset, session, services.settings)
+    payload = plan.payload(body.prompt_set)
+    if body.dry_run:
+        return JSONResponse(schemas.TuningPlan.of(payload).model_dump(mode="json"))
     job = jobs.create(
         session,
         customer_id,
         JobKind.TUNE,
         dataset_id=dataset.id,
         prompt_set_id=prompt_sets.get_or_create(session, customer_id, body.prompt_set).id,
-        payload={
-            "backbone": spec.name,
-            "prompt_set": body.prompt_set,
-            "recipe": recipe.to_dict(),
-            "parameters": parameter_count(recipe, spec),
-        },
+        payload=payload,
         custom=body.metadata,
         unfinished_limit=services.settings.queued_jobs_limit,
     )

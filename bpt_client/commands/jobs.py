@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bpt_client.client import Client
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, find_dataset
-from bpt_client.models import TuningJob
+from bpt_client.models import MethodSettings, TuningJob, TuningPlan
 from bpt_client.terminal import errors, first, percent, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
 
@@ -21,30 +21,46 @@ def tune(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="Id (ds_...), or the name of one that is ready.")],
     prompt_set: Annotated[str, typer.Option(help="Gets a new version; made if absent.")],
-    method: Annotated[str | None, typer.Option(help="bpt-bilinear (default) or linear-probe.")] = None,
+    method: Annotated[str | None, typer.Option(help="bpt-bilinear (default), vpt, linear-probe, ..., or auto.")] = None,
+    depth: Annotated[str | None, typer.Option(help="shallow (default), deep, deep-top4 or auto.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A backbone the service offers.")] = None,
     prompts: Annotated[int | None, typer.Option(help="Number of prompts, m.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the two factors, p.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Rank of the two factors, p, or auto.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
+    learning_rate: Annotated[str | None, typer.Option(help="A number, or auto.")] = None,
+    weight_decay: Annotated[str | None, typer.Option(help="Of the prompts: a number, or auto.")] = None,
+    head_weight_decay: Annotated[str | None, typer.Option(help="A number, or auto.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials for what is auto.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan: parameters, estimated time.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job ends.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Tune a prompt set on a dataset. What is not given is the service's default."""
-    given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    given = {
+        "epochs": epochs,
+        "learning_rate": _number_or_auto("--learning-rate", learning_rate, float),
+        "weight_decay": _number_or_auto("--weight-decay", weight_decay, float),
+        "head_weight_decay": _number_or_auto("--head-weight-decay", head_weight_decay, float),
+        "batch_size": batch_size,
+    }
     with connect(context) as client:
-        job = client.tuning_jobs.create(
-            find_dataset(client, dataset).id,
-            prompt_set,
-            backbone=backbone,
-            method=method,
-            prompts=prompts,
-            rank=rank,
-            hyperparameters={name: value for name, value in given.items() if value is not None},
-            seed=seed,
-        )
+        wanted: dict[str, Any] = {
+            "backbone": backbone,
+            "method": method,
+            "depth": depth,
+            "prompts": prompts,
+            "rank": _number_or_auto("--rank", rank, int),
+            "hyperparameters": {name: value for name, value in given.items() if value is not None},
+            "trials": trials,
+            "seed": seed,
+        }
+        dataset_id = find_dataset(client, dataset).id
+        if dry_run:
+            _show_plan(client.tuning_jobs.plan(dataset_id, prompt_set, **wanted), json)
+            return
+        job = client.tuning_jobs.create(dataset_id, prompt_set, **wanted)
         if follow:
             job = _follow(client, job)
     _show(job, json)
@@ -100,6 +116,39 @@ def _follow(client: Client, job: TuningJob) -> TuningJob:
     return client.tuning_jobs.wait(job.id)
 
 
+def _number_or_auto(option: str, value: str | None, kind: type[float] | type[int]) -> float | str | None:
+    if value is None or value == "auto":
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a number nor auto", param_hint=option) from None
+
+
+def _show_plan(plan: TuningPlan, json: bool) -> None:
+    if json:
+        show_json(plan)
+        return
+    hyperparameters = sorted(plan.hyperparameters.items())
+    show_facts(
+        [
+            ("backbone", plan.backbone),
+            ("method", _method(plan.method)),
+            ("trials", plan.trials),
+            ("parameters", plan.parameters or None),
+            ("estimated seconds", round(plan.estimated_seconds)),
+            *((name.replace("_", " "), value) for name, value in hyperparameters),
+        ]
+    )
+
+
+def _method(method: MethodSettings) -> str:
+    if not method.prompts:
+        return method.type
+    rank = f", rank {method.rank}" if method.rank else ""
+    return f"{method.type}, {method.depth}, {method.prompts} prompts{rank}"
+
+
 def _epochs(job: TuningJob) -> str | None:
     return f"{job.progress.epoch}/{job.progress.epochs}" if job.progress else None
 
@@ -108,8 +157,7 @@ def _show(job: TuningJob, json: bool) -> None:
     if json:
         show_json(job)
         return
-    result, error, method = job.result, job.error, job.method
-    tokens = f", {method.prompts} prompts, rank {method.rank}" if method.prompts else ""
+    result, error = job.result, job.error
     show_facts(
         [
             ("id", job.id),
@@ -118,13 +166,13 @@ def _show(job: TuningJob, json: bool) -> None:
             ("prompt set", f"{result.prompt_set}:{result.version}" if result else job.prompt_set),
             ("dataset", job.dataset),
             ("backbone", job.backbone),
-            ("method", method.type + tokens),
+            ("method", _method(job.method)),
             ("parameters", job.parameters or None),
             ("epoch", _epochs(job)),
             ("attempt", job.attempt or None),
             ("best epoch", result.best_epoch if result else None),
-            ("validation", percent(result.val.top1) if result else None),
-            ("test", percent(result.test.top1) if result and result.test else None),
+            ("validation", percent(result.val.score) if result else None),
+            ("test", percent(result.test.score) if result and result.test else None),
             ("artifact", size(result.artifact_bytes) if result else None),
             ("created", job.created_at),
             ("finished", job.finished_at),

@@ -57,8 +57,8 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 ("parameters", one.parameters or None),
                 ("classes", " ".join(one.class_names)),
                 ("best epoch", one.metrics.best_epoch),
-                ("validation", percent(val.top1) if val else None),
-                ("test", percent(test.top1) if test else None),
+                ("validation", percent(val.score) if val else None),
+                ("test", percent(test.score) if test else None),
                 ("artifact", size(one.artifact_bytes)),
                 ("sha256", one.artifact_sha256),
                 ("job", one.job),
@@ -73,8 +73,8 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
             (
                 f"{name}:{each.version}",
                 each.method.type if each.method else None,
-                percent(each.metrics.val.top1) if each.metrics.val else None,
-                percent(each.metrics.test.top1) if each.metrics.test else None,
+                percent(each.metrics.val.score) if each.metrics.val else None,
+                percent(each.metrics.test.score) if each.metrics.test else None,
                 size(each.artifact_bytes),
                 each.created_at,
             )

@@ -239,6 +239,16 @@ def ready(service: Service) -> tuple[Customer, dict[str, Any]]:
         ({"method": {"type": "linear-probe", "prompts": 3}}, "invalid_setting"),
         ({"method": {"prompts": 0}}, "invalid_setting"),
         ({"method": {"rank": 10**9}}, "invalid_setting"),
+        ({"method": {"type": "linear-probe", "depth": "deep"}}, "invalid_setting"),
+        ({"method": {"type": "vpt", "rank": 4}}, "invalid_setting"),
+        ({"method": {"type": "vpt", "rank": "auto"}}, "invalid_setting"),
+        ({"method": {"type": "linear-probe", "depth": "auto"}}, "invalid_setting"),
+        ({"method": {"type": "bpt-bilinear", "start": "kmeans"}}, "invalid_setting"),
+        ({"method": {"start": "whitened", "rank": 193}}, "invalid_setting"),
+        ({"method": {"pooling": "max"}}, "invalid_request"),
+        ({"hyperparameters": {"epochs": "auto"}}, "invalid_request"),
+        ({"hyperparameters": {"learning_rate": "auto"}, "trials": 1}, "invalid_setting"),
+        ({"hyperparameters": {"label_smoothing": 1}}, "invalid_setting"),
         ({"hyperparameters": {"epochs": 0}}, "invalid_setting"),
         ({"hyperparameters": {"learning_rate": -1}}, "invalid_request"),
         ({"backbone": "vit_unheard_of"}, "backbone_unknown"),
@@ -257,7 +267,11 @@ def test_a_request_that_cannot_work_is_422_and_leaves_nothing(
     before = rows_of(owner)
     with owner.http() as http:
         reply = http.post("/v1/tuning-jobs", json={"dataset": dataset["id"], "prompt_set": "p", **change})
+        dry = http.post(
+            "/v1/tuning-jobs", json={"dataset": dataset["id"], "prompt_set": "p", **change, "dry_run": True}
+        )
     assert_problem(reply, 422, code)
+    assert_problem(dry, 422, code)
     assert rows_of(owner) == before
 
 

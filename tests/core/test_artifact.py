@@ -14,9 +14,10 @@ from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone
 from bpt_core.dataset import PackedDataset, Split
 from bpt_core.errors import ArtifactError
+from bpt_core.methods import Method
 from bpt_core.predict import Predictor
-from bpt_core.recipe import Method, Recipe
-from bpt_core.train import tune
+from bpt_core.recipe import Recipe
+from bpt_core.tuning import tune
 from tests.core.conftest import MakeBackbone
 
 
@@ -44,6 +45,7 @@ def test_a_prompt_set_predicts_exactly_the_same_after_the_round_trip(
     assert torch.equal(predictor.predict(pictures, tuned), predictor.predict(pictures, again))
     assert again.class_names == tuned.class_names
     assert again.method == tuned.method
+    assert again.calibration == tuned.calibration
 
 
 def test_the_accuracy_reported_by_tuning_is_that_of_the_served_artifact(
@@ -55,7 +57,7 @@ def test_the_accuracy_reported_by_tuning_is_that_of_the_served_artifact(
     probabilities = Predictor(backbone).predict([images.decode(item.image) for item in items], served)
     hits = sum(int(row.argmax()) == item.labels[0] for row, item in zip(probabilities, items, strict=True))
     assert result.test is not None
-    assert result.test.top1 == pytest.approx(hits / len(items))
+    assert result.test.score == pytest.approx(hits / len(items))
 
 
 def test_equal_content_is_equal_bytes(tuned: PromptSet) -> None:
@@ -69,7 +71,7 @@ def test_equal_content_is_equal_bytes(tuned: PromptSet) -> None:
 
 def test_folded_prompts_are_the_product_of_the_factors(tuned: PromptSet) -> None:
     assert tuned.prompts is not None
-    torch.testing.assert_close(tuned.prompts, tuned.factors["A"] @ tuned.factors["B"].T)
+    torch.testing.assert_close(tuned.prompts, tuned.factors["A"] @ tuned.factors["B"].mT)
 
 
 def test_the_metadata_is_one_key_of_sorted_json_without_times_or_ids(tuned: PromptSet) -> None:
@@ -79,8 +81,21 @@ def test_the_metadata_is_one_key_of_sorted_json_without_times_or_ids(tuned: Prom
     metadata = json.loads(header["__metadata__"]["bpt"])
     assert list(metadata) == sorted(metadata)
     assert set(metadata) == {
-        *("backbone", "backbone_fingerprint", "class_names", "format", "method", "pooling", "preprocessing", "task")
+        *("backbone", "backbone_fingerprint", "calibration", "class_names", "format", "method", "pooling"),
+        *("preprocessing", "task"),
     }
+
+
+def test_an_artifact_of_the_first_format_is_still_read(tuned: PromptSet) -> None:
+    data = artifact.to_bytes(tuned)
+    metadata = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["bpt"])
+    del metadata["calibration"]
+    old = {name: value if name.startswith("head.") else value[0].contiguous() for name, value in load(data).items()}
+    again = artifact.from_bytes(save(old, {"bpt": json.dumps({**metadata, "format": 1})}))
+    assert again.prompts is not None
+    assert tuned.prompts is not None
+    assert torch.equal(again.prompts, tuned.prompts)
+    assert again.calibration.temperature == 1
 
 
 def test_prompts_learned_on_other_weights_are_refused(
@@ -107,7 +122,7 @@ def test_numbers_that_are_none_are_refused(tuned: PromptSet, poison: float) -> N
     assert caught.value.code == "artifact_non_finite"
 
 
-@pytest.mark.parametrize("change", ["shape", "dtype", "missing", "extra", "metadata"])
+@pytest.mark.parametrize("change", ["shape", "dtype", "missing", "extra", "metadata", "temperature"])
 def test_tensors_and_metadata_that_do_not_belong_are_refused(tuned: PromptSet, change: str) -> None:
     data = artifact.to_bytes(tuned)
     tensors = load(data)
@@ -120,6 +135,9 @@ def test_tensors_and_metadata_that_do_not_belong_are_refused(tuned: PromptSet, c
         del tensors["prompts.folded"]
     elif change == "extra":
         tensors["stowaway"] = torch.zeros(1)
+    elif change == "temperature":
+        facts = json.loads(metadata["bpt"])
+        metadata = {"bpt": json.dumps({**facts, "calibration": {**facts["calibration"], "temperature": 0.0}})}
     else:
         metadata = {"bpt": json.dumps({**json.loads(metadata["bpt"]), "surprise": 1})}
     with pytest.raises(ArtifactError) as caught:

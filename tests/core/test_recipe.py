@@ -10,7 +10,8 @@ import pytest
 
 from bpt_core import catalog
 from bpt_core.errors import BackboneError, InvalidSetting
-from bpt_core.recipe import Method, Recipe, default_recipe
+from bpt_core.methods import Depth, Method, Start
+from bpt_core.recipe import Recipe, default_recipe
 
 TINY = catalog.find("vit_tiny_patch8_64.mae")
 VIT_B = catalog.find("vit_base_patch16_224.mae")
@@ -49,6 +50,9 @@ def test_what_is_given_is_kept() -> None:
         {"seed": -1},
         {"head_fit_epochs": -1},
         {"head_fit_learning_rate": 0.0},
+        {"patience": -1},
+        {"label_smoothing": 1.0},
+        {"mixup": float("inf")},
     ],
 )
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -63,12 +67,36 @@ def test_a_linear_probe_with_prompts_is_refused() -> None:
         default_recipe(TINY, Method.LINEAR_PROBE, head_fit_epochs=4)
 
 
-def test_a_recipe_survives_being_stored() -> None:
-    recipe = default_recipe(TINY, Method.BPT_BILINEAR)
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"method": Method.LINEAR_PROBE, "depth": Depth.DEEP}, "depth"),
+        ({"method": Method.VPT, "rank": 3}, "rank"),
+        ({"method": Method.VPT, "start": Start.WHITENED}, "starts"),
+        ({"method": Method.BPT_BILINEAR, "start": Start.KMEANS}, "starts"),
+        ({"method": Method.BPT_BILINEAR, "start": Start.WHITENED, "rank": 193}, "192"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidSetting, match=named):
+        default_recipe(TINY, **wrong)
+
+
+def test_deep_prompts_are_the_papers_and_start_whitened() -> None:
+    deep = default_recipe(VIT_B, Method.BPT_BILINEAR, depth=Depth.DEEP)
+    assert (deep.prompts, deep.rank, deep.start) == (50, 50, Start.WHITENED)
+    assert default_recipe(VIT_B, Method.BPT_BILINEAR).start is Start.RANDOM
+    assert default_recipe(VIT_B, Method.VPT, depth=Depth.DEEP).rank == 0
+    assert default_recipe(VIT_B, Method.BPT_BILINEAR, depth=Depth.DEEP_TOP4).views == 8
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_recipe_survives_being_stored(method: Method) -> None:
+    recipe = default_recipe(TINY, method)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-@pytest.mark.parametrize("wrong", [{"method": "magic"}, {"depth": "abyss"}, {"surprise": 1}])
+@pytest.mark.parametrize("wrong", [{"method": "magic"}, {"depth": "abyss"}, {"pooling": "max"}, {"surprise": 1}])
 def test_a_stored_recipe_with_unknown_parts_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
         Recipe.from_dict({**default_recipe(TINY, Method.BPT_BILINEAR).to_dict(), **wrong})
@@ -80,5 +108,5 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
 
 
 def test_recipes_and_catalogue_need_no_torch() -> None:
-    code = "import sys, bpt_core.recipe, bpt_core.catalog; sys.exit('torch' in sys.modules)"
+    code = "import sys, bpt_core.sweep, bpt_core.cost, bpt_core.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

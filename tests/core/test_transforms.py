@@ -63,4 +63,5 @@ def test_evaluation_batches_come_in_stored_order(flowers: PackedDataset) -> None
     split = SplitImages(flowers, Split.VAL, 32)
     whole, pieces = torch.cat(list(split.evaluation_batches(100))), torch.cat(list(split.evaluation_batches(5)))
     assert torch.equal(whole, pieces)
-    assert split.labels.tolist() == [item.labels[0] for item in flowers.items(Split.VAL)]
+    assert split.targets.argmax(dim=1).tolist() == [item.labels[0] for item in flowers.items(Split.VAL)]
+    assert split.targets.sum(dim=1).tolist() == [1] * 12

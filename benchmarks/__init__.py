@@ -1,0 +1,1 @@
+"""Measurements and the making of the bundled backbone: run by hand, `python -m benchmarks.<name> --help`."""
