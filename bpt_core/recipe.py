@@ -138,6 +138,8 @@ DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     **{method: _WITH_PROMPTS for method in Method if method.has_prompts},
 }
 
+# The paper's rates for prompts on supervised backbones, whose class token is read; its others are Recipe's defaults.
+_SUPERVISED = {"learning_rate": 1e-2, "weight_decay": 5e-2}
 # The paper's number of prompts, and its rank as a share of them (100 and 75; 50 and 50).
 _PROMPTS = {Depth.SHALLOW: (100, 0.75), Depth.DEEP: (50, 1.0), Depth.DEEP_TOP4: (50, 1.0)}
 _KEPT_VIEWS = 8  # of deep-top4: what lies below its prompts is computed once for each
@@ -170,6 +172,8 @@ def default_recipe(shape: Shape, method: Method | str, **given: Any) -> Recipe:
     values: dict[str, Any] = {**DEFAULTS[kind], "pooling": shape.pooling, **chosen}
     depth = values.setdefault("depth", Depth.SHALLOW)
     if kind.has_prompts:
+        if values["pooling"] is Pooling.CLS:
+            values = {**_SUPERVISED, **values}
         patches = (shape.image_size // shape.patch_size) ** 2
         prompts, rank_share = _PROMPTS[depth]
         values.setdefault("prompts", min(prompts, patches // 2))

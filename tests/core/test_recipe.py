@@ -25,6 +25,12 @@ def test_a_large_backbone_gets_the_papers_prompts_and_a_small_one_fewer() -> Non
     assert small.rank <= small.prompts
 
 
+def test_backbones_whose_class_token_is_read_get_the_papers_gentler_rates() -> None:
+    supervised = default_recipe(catalog.find("vit_base_patch16_224.augreg_in21k"), Method.BPT_BILINEAR)
+    assert (supervised.learning_rate, supervised.weight_decay) == (1e-2, 5e-2)
+    assert default_recipe(VIT_B, Method.BPT_BILINEAR).learning_rate == 5e-2
+
+
 def test_what_is_given_is_kept() -> None:
     recipe = default_recipe(TINY, Method.BPT_BILINEAR, prompts=5, rank=9, epochs=3, learning_rate=0.5, seed=4)
     assert (recipe.prompts, recipe.rank, recipe.epochs, recipe.learning_rate, recipe.seed) == (5, 9, 3, 0.5, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -122,6 +123,29 @@ def test_several_sets_over_the_same_images_are_each_what_they_are_alone(
     fused = vit.above(backbone, tokens.repeat(3, 1, 1), compiled, Pooling.MEAN_ALL)
     alone = torch.cat([vit.features(backbone, images, each, depth, Pooling.MEAN_ALL) for each in prompts])
     torch.testing.assert_close(fused, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch8_224",
+        "vit_base_patch16_clip_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+        "vit_so150m_patch16_reg4_gap_256",
+        "deit3_small_patch16_224",
+        "vit_large_patch16_224",
+        "vit_giant_patch14_clip_224",
+    ],
+)
+def test_timms_plain_transformers_from_tiny_to_giant_take_prompts(name: str) -> None:
+    with torch.device("meta"):
+        backbone = freeze(timm.create_model(name, num_classes=0), name, device="meta")
+        images = torch.empty(2, 3, backbone.image_size, backbone.image_size)
+        for depth in Depth:
+            prompts = torch.empty(len(prompted_blocks(depth, backbone.depth)), 7, backbone.embed_dim)
+            assert vit.features(backbone, images, prompts, depth).shape == (2, backbone.embed_dim)
 
 
 def test_tokens_entering_each_block_are_those_of_the_plain_backbone(make_backbone: MakeBackbone) -> None:
