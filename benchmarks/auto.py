@@ -114,11 +114,11 @@ def default(backbone: Backbone, dataset: PackedDataset, base: Recipe) -> Found:
     return Found("default", base.seed, tuned.val.score, test, 1.0, time.monotonic() - started, base.learning_rate)
 
 
-def packed(archive: Path | None, directory: Path) -> PackedDataset:
-    """The archive, or 100 drawn flowers of each class, as a dataset."""
+def packed(archive: Path | None, images: int, directory: Path) -> PackedDataset:
+    """The archive, or drawn flowers, as a dataset."""
     if archive is None:
         archive = directory / "flowers.zip"
-        samples.write_archive(archive, train=40, val=20, test=40)
+        samples.write_archive(archive, train=images, val=20, test=40)
     return PackedDataset(pack(archive, directory / "packed").shards)
 
 
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--method", type=Method, default=Method.BPT_BILINEAR)
     parser.add_argument("--depth", type=Depth, default=Depth.DEEP_TOP4)
     parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--images", type=int, default=40, help="drawn training images of each class")
     parser.add_argument("--random", type=int, default=50, help="trials of the random search")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -137,7 +138,7 @@ def main() -> None:
     backbone = load_backbone(given.backbone, device=given.device)
     rows: list[Found] = []
     with tempfile.TemporaryDirectory() as directory:
-        dataset = packed(given.archive, Path(directory))
+        dataset = packed(given.archive, given.images, Path(directory))
         for seed in range(given.seeds):
             base = default_recipe(backbone, given.method, depth=given.depth, epochs=given.epochs, seed=seed, views=4)
             rows += [

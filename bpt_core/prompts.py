@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +82,14 @@ class BilinearPrompts(Prompts):
 
 
 def build_prompts(
-    recipe: Recipe, backbone: Backbone, images: SampleImages, generator: torch.Generator
-) -> tuple[Prompts | None, list[Whitening]]:
+    recipe: Recipe,
+    backbone: Backbone,
+    images: SampleImages,
+    generator: torch.Generator,
+    known: Sequence[Whitening] = (),
+) -> tuple[Prompts | None, Sequence[Whitening]]:
     """The prompts that `recipe` asks for as they start, on the CPU (None for the linear probe), and the whitening
-    of the blocks where there is one.
+    of the blocks where there is one; it is computed unless it is `known`.
 
     Raises InvalidSetting where the rank exceeds what the whitening matrix has columns.
     """
@@ -95,9 +99,9 @@ def build_prompts(
     k, m, d, p = len(blocks), recipe.prompts, backbone.embed_dim, recipe.rank
     trained = trained_mixing(recipe.depth, backbone.depth)
 
-    def whitenings() -> list[Whitening]:
+    def whitenings() -> Sequence[Whitening]:
         after_norm = recipe.whitening_input is WhiteningInput.NORMED
-        return whiten(backbone, images(WHITENING_IMAGES), blocks, after_norm=after_norm)
+        return known or whiten(backbone, images(WHITENING_IMAGES), blocks, after_norm=after_norm)
 
     if recipe.method is Method.SPT:
         return PlainPrompts(_token_start(recipe, backbone, images, blocks, generator)), []

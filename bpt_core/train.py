@@ -77,7 +77,7 @@ class Group:
         self.backbone, self.images, self.compute = backbone, images, compute
         self.recipe = recipes[0]  # for what is the same in all
         self.pooling: Pooling = self.recipe.pooling or backbone.pooling
-        self.whitening: list[Whitening] = []
+        self.whitening: Sequence[Whitening] = ()
         self.trials = [self._trial(recipe) for recipe in recipes]
         self.objective = Objective(images.task, self.recipe, images.train.targets).to(backbone.device)
         self._above = torch.compile(vit.above) if compute.compile else vit.above
@@ -147,7 +147,7 @@ class Group:
         kept: dict[int, list[Tensor]] = {}
         step = 0
         for epoch in range(recipe.head_fit_epochs):
-            view = epoch % HEAD_FIT_VIEWS
+            view = epoch % min(HEAD_FIT_VIEWS, recipe.views or HEAD_FIT_VIEWS)
             if view not in kept:
                 kept[view] = self._features_of_view(view)
             for batch in self._batches(-1 - epoch):
@@ -185,8 +185,8 @@ class Group:
 
     def _trial(self, recipe: Recipe) -> Trial:
         generator = torch.Generator().manual_seed(recipe.seed)
-        prompts, whitening = build_prompts(recipe, self.backbone, self.sample, generator)
-        self.whitening = whitening or self.whitening
+        # The trials of a group have blocks and images in common, hence the whitening too.
+        prompts, self.whitening = build_prompts(recipe, self.backbone, self.sample, generator, self.whitening)
         return Trial(
             recipe,
             prompts,

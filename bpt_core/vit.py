@@ -143,9 +143,11 @@ def _block(block: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tenso
 def _attend(attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tensor] | None) -> Tensor:
     """Normalised tokens [R B, N, d] -> attention's output [R B, queries, d]."""
     asking = tokens[:, queries]
-    if asking.shape[1] == tokens.shape[1]:
+    if more is None and asking.shape[1] == tokens.shape[1]:
         query, key, value = _heads(attn, attn.qkv(tokens), 3)
     else:
+        # Projected apart: with further keys and values these are copied, and autograd would keep the originals alive
+        # for the sake of the query beside them.
         weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.attn_dim
         (query,) = _heads(attn, functional.linear(asking, weight[:width], None if bias is None else bias[:width]), 1)
         rest = functional.linear(tokens, weight[width:], None if bias is None else bias[width:])
