@@ -43,6 +43,16 @@ class Settings(BaseSettings):
     role: Role = Field(Role.ALL, description="what an API process answers: api, predict or all")
     device: str = Field("auto", description="torch device of workers and predictions; auto takes a GPU if there is one")
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0 leaves the choice to torch")
+    trainer_precision: str = Field(
+        "auto", pattern="^(auto|float32|bf16)$", description="auto is bf16 on GPUs that have it, float32 elsewhere"
+    )
+    trainer_compile: bool = Field(False, description="run the prompted forward of a trainer through torch.compile")
+    trainer_image_bytes: int = Field(
+        2 << 30, ge=0, description="host memory for decoded images, per split; the rest is decoded again"
+    )
+    trainer_token_bytes: int = Field(
+        4 << 30, ge=0, description="device memory for what is kept below the prompts; the rest is computed again"
+    )
     tuning_flops_per_second: float = Field(
         5e10, gt=0, description="speed that times are estimated with until jobs of the customer have been measured"
     )

@@ -23,6 +23,7 @@ def main() -> None:
 
     from bpt_core import artifact
     from bpt_core.backbones import load_backbone
+    from bpt_core.compute import Compute, Precision
     from bpt_core.dataset import PackedDataset
     from bpt_core.errors import BptError
     from bpt_core.recipe import Recipe
@@ -53,6 +54,7 @@ def main() -> None:
             dataset,
             Recipe.from_dict(job["recipe"]),
             search=Search.from_dict(job["search"]) if job["search"] else None,
+            compute=Compute(**{**job["compute"], "precision": Precision(job["compute"]["precision"])}),
             checkpoint=checkpoint,
             on_epoch=on_epoch,
         )

@@ -38,6 +38,12 @@ class Tune:
             "search": job.payload.get("search"),
             "device": worker.settings.device,
             "threads": worker.settings.threads,
+            "compute": {
+                "precision": worker.settings.trainer_precision,
+                "compile": worker.settings.trainer_compile,
+                "image_bytes": worker.settings.trainer_image_bytes,
+                "token_bytes": worker.settings.trainer_token_bytes,
+            },
         }
 
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
