@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     trainer_image_bytes: int = Field(
         2 << 30, ge=0, description="host memory for decoded images, per split; the rest is decoded again"
     )
-    trainer_token_bytes: int = Field(
+    trainer_kept_bytes: int = Field(
         4 << 30, ge=0, description="device memory for what is kept below the prompts; the rest is computed again"
     )
     tuning_flops_per_second: float = Field(

@@ -42,7 +42,7 @@ class Tune:
                 "precision": worker.settings.trainer_precision,
                 "compile": worker.settings.trainer_compile,
                 "image_bytes": worker.settings.trainer_image_bytes,
-                "token_bytes": worker.settings.trainer_token_bytes,
+                "token_bytes": worker.settings.trainer_kept_bytes,
             },
         }
 
