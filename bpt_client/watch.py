@@ -93,10 +93,14 @@ class JobWatch:
                 self._say(f"{state}{why}")
 
     def _show_epoch(self, epoch: Epoch) -> None:
+        if self.last_epoch is not None and epoch.trials != self.last_epoch.trials:
+            self._recent.clear()  # fewer trials make faster epochs
         self.last_epoch = epoch
         if epoch.seconds is not None:
             self._recent.append(epoch.seconds)
         parts = [f"epoch {epoch.epoch}/{epoch.epochs}"]
+        if epoch.trials > 1:
+            parts.append(f"{epoch.trials} trials")
         if epoch.train_loss is not None:
             parts.append(f"loss {epoch.train_loss:.3f}")
         if epoch.val_accuracy is not None:

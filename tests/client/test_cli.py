@@ -110,6 +110,36 @@ def test_a_dataset_can_be_named_instead_of_numbered(server: Server, bpt: Any) ->
     assert "no dataset named 'roses' is ready" in bpt("tune", "roses", "--prompt-set", "p")[2]
 
 
+def test_a_dry_run_asks_for_the_plan_and_shows_it(server: Server, bpt: Any) -> None:
+    plan = {
+        "backbone": "vit",
+        "method": {"type": "bpt-bilinear", "depth": "deep", "prompts": 8, "rank": "auto"},
+        "hyperparameters": {"learning_rate": "auto", "epochs": 10},
+        "seed": 0,
+        "trials": 8,
+        "parameters": 1234,
+        "estimated_seconds": 61.5,
+    }
+    server.will(server.json(server.dataset(id="ds_1")), server.json(plan))
+    options = ("--depth", "deep", "--rank", "auto", "--learning-rate", "auto", "--weight-decay", "0.1", "--dry-run")
+    code, out, _ = bpt("tune", "ds_1", "--prompt-set", "p", *options)
+    assert code == 0
+    asked = json.loads(server.received[-1].body)
+    assert asked["dry_run"] is True
+    assert asked["method"] == {"depth": "deep", "rank": "auto"}
+    assert asked["hyperparameters"] == {"learning_rate": "auto", "weight_decay": 0.1}
+    assert "bpt-bilinear, deep, 8 prompts, rank auto" in out
+    assert "1234" in out
+    assert "62" in out
+
+
+def test_a_rate_that_is_no_number_is_refused_before_anything_is_asked(server: Server, bpt: Any) -> None:
+    code, _, err = bpt("tune", "ds_1", "--prompt-set", "p", "--learning-rate", "fast")
+    assert code == 2
+    assert "neither a number nor auto" in err
+    assert not server.received
+
+
 def test_following_a_job_that_fails_is_exit_code_1(server: Server, bpt: Any) -> None:
     error = {"code": "out_of_memory", "detail": "a smaller batch helps"}
     events = [
