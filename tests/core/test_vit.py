@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import timm
 import torch
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -26,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk-norm": {"qk_norm": True},
     "scale norms": {"scale_attn_norm": True, "scale_mlp_norm": True},
     "no biases": {"qkv_bias": False, "proj_bias": False},
+    "gated": {"gated": True},  # attention layers that have a gate: put in by hand
     "pre-norm": {"pre_norm": True},
     "fc_norm": {"global_pool": "avg", "fc_norm": True},
     "no final norm": {"final_norm": False},
@@ -64,7 +66,10 @@ def test_the_prompted_forward_equals_the_reference_in_value_and_gradient(
     make_backbone: MakeBackbone, variant: str, pooling: Pooling, depth: Depth, blocks: int
 ) -> None:
     shape = VARIANTS[variant] | {"depth": blocks}
+    gated = shape.pop("gated", False)
     backbone = make_backbone(Pooling.MEAN_PATCHES, **shape)
+    for block in backbone.model.blocks if gated else ():
+        block.attn = Attention(32, num_heads=2, qkv_bias=True, gated=True).eval().requires_grad_(False)
     for parameter in backbone.model.parameters():  # norms and biases that start at 1 and 0 would hide mistakes
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     backbone.model.double()
