@@ -54,8 +54,8 @@ def test_the_moving_average_follows_the_formula_and_is_what_is_judged() -> None:
     now = run.head.weight.detach().clone()
     with run.averaged():
         torch.testing.assert_close(run.head.weight, expected)
-        run.note((0.5, 0.0), 1)
     assert torch.equal(run.head.weight, now)
+    run.note((0.5, 0.0), 1)
     run.restore_best()
     torch.testing.assert_close(run.head.weight, expected)
 
