@@ -91,16 +91,26 @@ def test_kept_views_give_the_losses_of_recomputed_ones(
         assert curve == pytest.approx(curves[0], abs=1e-5), rows
 
 
-def test_what_is_below_the_prompts_is_computed_once_for_each_view(
-    make_backbone: MakeBackbone, flowers: PackedDataset
+@pytest.mark.parametrize(
+    ("rows_kept", "rows_computed"),
+    [
+        (10_000, 12 + 24 + 24),  # the validation images, and two views of the training images
+        (12 + 24 + 10, 12 + 24 + 10 + 3 * 14),  # 14 of the second view again in each of its three epochs
+        (12 + 10, 12 + 10 + 3 * 14 + 3 * 24),
+        (0, 6 * (12 + 24)),
+    ],
+)
+def test_what_is_below_the_prompts_is_computed_once_for_each_view_within_the_budget(
+    make_backbone: MakeBackbone, flowers: PackedDataset, rows_kept: int, rows_computed: int
 ) -> None:
     backbone = make_backbone(depth=6)
     rows: list[int] = []
     backbone.model.blocks[0].register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    run = group(backbone, flowers, [recipe(depth=Depth.DEEP_TOP4, views=2)])
+    budget = rows_kept * (16 + 1) * 32 * 4
+    run = group(backbone, flowers, [recipe(depth=Depth.DEEP_TOP4, views=2)], token_bytes=budget)
     for _ in range(6):
         run.one_epoch()
-    assert sum(rows) == 2 * 24 + 12  # two views of the training images, and the validation images
+    assert sum(rows) == rows_computed
 
 
 def test_a_linear_probe_runs_the_backbone_once_for_each_view(backbone: Backbone, flowers: PackedDataset) -> None:
