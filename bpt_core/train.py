@@ -143,7 +143,8 @@ class Group:
         """Fit the heads alone to the features that the prompts give as they are now; candidates for the best."""
         recipe, device = self.recipe, self.backbone.device
         steps = recipe.head_fit_epochs * math.ceil(len(self.images.train) / recipe.batch_size)
-        optimizers = [torch.optim.AdamW(trial.parameter_groups("head.")) for trial in self.trials]
+        # Prompts get no gradient here, and what has none is left alone.
+        optimizers = [torch.optim.AdamW(trial.parameter_groups()) for trial in self.trials]
         kept: dict[int, list[Tensor]] = {}
         step = 0
         for epoch in range(recipe.head_fit_epochs):

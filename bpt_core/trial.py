@@ -92,14 +92,12 @@ class Trial:
         """Everything trained, by name: `prompts.*`, `head.*`."""
         return {name: value.detach() for name, value in self.trainables.state_dict().items()}
 
-    def parameter_groups(self, prefix: str = "") -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Head, other matrices, vectors: three weight decays, as in the paper."""
         head: list[nn.Parameter] = []
         matrices: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
         for name, parameter in self.trainables.named_parameters():
-            if not name.startswith(prefix):
-                continue
             group = vectors if parameter.ndim < 2 else head if name.startswith("head.") else matrices
             group.append(parameter)
         decays = ((head, self.recipe.head_weight_decay), (matrices, self.recipe.weight_decay), (vectors, 0.0))
