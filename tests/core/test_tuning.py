@@ -130,9 +130,13 @@ def test_a_checkpoint_of_another_run_is_refused(
         tune(backbone, flowers, chosen, checkpoint=b"garbage" if other == "garbage" else kept[0])
 
 
-def test_the_best_epoch_on_validation_is_what_is_kept(backbone: Backbone, flowers: PackedDataset) -> None:
+@pytest.mark.parametrize("given", [{}, {"ema": True, "learning_rate": 1.0}], ids=["plain", "averaged"])
+def test_the_best_epoch_on_validation_is_what_is_kept(
+    backbone: Backbone, flowers: PackedDataset, given: dict[str, Any]
+) -> None:
     reports: list[Epoch] = []
-    tuned = tune(backbone, flowers, recipe(epochs=6), on_epoch=lambda report, _: reports.append(report))
+    tuned = tune(backbone, flowers, recipe(epochs=6, **given), on_epoch=lambda report, _: reports.append(report))
+    assert tuned.best_epoch < 6  # or the last state would do as well
     best = max(reports, key=lambda report: (report.val_accuracy, -report.val_loss))
     assert tuned.best_epoch == best.epoch
     assert tuned.val.score == best.val_accuracy
