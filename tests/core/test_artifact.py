@@ -14,6 +14,7 @@ from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone
 from bpt_core.dataset import PackedDataset, Split
 from bpt_core.errors import ArtifactError
+from bpt_core.evaluate import Calibration
 from bpt_core.methods import Method
 from bpt_core.predict import Predictor
 from bpt_core.recipe import Recipe
@@ -104,6 +105,28 @@ def test_prompts_learned_on_other_weights_are_refused(
     picture = images.decode(next(flowers.items(Split.TEST)).image)
     with pytest.raises(ArtifactError, match="other weights"):
         Predictor(make_backbone(seed=1)).predict([picture], tuned)
+
+
+def test_prompts_for_more_blocks_than_the_backbone_has_are_refused(
+    backbone: Backbone, flowers: PackedDataset, tuned: PromptSet
+) -> None:
+    assert tuned.prompts is not None
+    picture = images.decode(next(flowers.items(Split.TEST)).image)
+    deeper = dataclasses.replace(tuned, prompts=tuned.prompts.repeat(3, 1, 1), method={**tuned.method, "depth": "deep"})
+    with pytest.raises(ArtifactError, match="3 blocks"):
+        Predictor(backbone).predict([picture], deeper)
+
+
+def test_probabilities_are_those_at_the_fitted_temperature(
+    backbone: Backbone, flowers: PackedDataset, tuned: PromptSet
+) -> None:
+    picture = images.decode(next(flowers.items(Split.TEST)).image)
+    predictor = Predictor(backbone)
+    plain, hot = (
+        predictor.predict([picture], dataclasses.replace(tuned, calibration=Calibration(temperature)))
+        for temperature in (1.0, 4.0)
+    )
+    torch.testing.assert_close(hot, (plain.log() / 4).softmax(dim=1))
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])

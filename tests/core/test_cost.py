@@ -32,6 +32,12 @@ def test_a_linear_probe_costs_one_plain_forward_for_each_view() -> None:
     assert tuning_flops(probe, VIT_B, train_images=10, val_images=5) / 65e9 == pytest.approx(35.13, rel=0.01)
 
 
+def test_a_training_step_costs_a_forward_and_a_backward_pass() -> None:
+    # 20 epochs over 3 images, without validation images and without fits of the head.
+    flops = tuning_flops(recipe(Depth.SHALLOW, 100, epochs=20), VIT_B, train_images=3, val_images=0)
+    assert flops / 1e9 == pytest.approx(2 * 60 * 53.94, rel=0.01)
+
+
 def test_what_is_kept_below_the_prompts_is_not_paid_again() -> None:
     kept, fresh = (recipe(Depth.DEEP_TOP4, 50, views=views, epochs=80) for views in (8, 0))
     few, many = (tuning_flops(each, VIT_B, train_images=100, val_images=10) for each in (kept, fresh))
