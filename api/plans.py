@@ -12,6 +12,7 @@ from api.problems import Problem
 from bpt_core import catalog
 from bpt_core.catalog import BackboneSpec
 from bpt_core.cost import tuning_flops
+from bpt_core.errors import InvalidSetting
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe, default_recipe, parameter_count
 from bpt_core.sweep import Search
@@ -43,7 +44,10 @@ class Plan:
 
 
 def make(body: schemas.TuningJobCreate, dataset: models.Dataset, session: Session, settings: Settings) -> Plan:
-    """Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`."""
+    """What a request asks for, with defaults filled in.
+
+    Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`.
+    """
     spec = catalog.find(body.backbone or catalog.DEFAULT_BACKBONE)
     if spec.non_commercial and not settings.allow_noncommercial:
         raise Problem("backbone_noncommercial", f"{spec.name} is under {spec.licence}; this service has not allowed it")
@@ -52,7 +56,7 @@ def make(body: schemas.TuningJobCreate, dataset: models.Dataset, session: Sessio
     fixed = {name: value for name, value in given.items() if value != schemas.AUTO}
     method = Method(fixed.pop("type", Method.BPT_BILINEAR))
     recipe = default_recipe(spec, method, **fixed, seed=body.seed)
-    search = (Search(auto, body.trials) if body.trials else Search(auto)) if auto else None
+    search = _search(auto, body.trials)
     if search:
         search.recipes(recipe)  # refuses what cannot be searched
     assert dataset.report is not None  # a ready dataset has one
@@ -68,3 +72,11 @@ def make(body: schemas.TuningJobCreate, dataset: models.Dataset, session: Sessio
         flops=flops,
         estimated_seconds=flops / rate,
     )
+
+
+def _search(auto: tuple[str, ...], trials: int | None) -> Search | None:
+    if auto:
+        return Search(auto) if trials is None else Search(auto, trials)
+    if trials is not None:
+        raise InvalidSetting('trials are for settings that are "auto", and none is')
+    return None

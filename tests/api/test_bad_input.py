@@ -248,6 +248,8 @@ def ready(service: Service) -> tuple[Customer, dict[str, Any]]:
         ({"method": {"pooling": "max"}}, "invalid_request"),
         ({"hyperparameters": {"epochs": "auto"}}, "invalid_request"),
         ({"hyperparameters": {"learning_rate": "auto"}, "trials": 1}, "invalid_setting"),
+        ({"hyperparameters": {"learning_rate": "auto"}, "trials": 0}, "invalid_setting"),
+        ({"trials": 4}, "invalid_setting"),
         ({"hyperparameters": {"label_smoothing": 1}}, "invalid_setting"),
         ({"hyperparameters": {"epochs": 0}}, "invalid_setting"),
         ({"hyperparameters": {"learning_rate": -1}}, "invalid_request"),

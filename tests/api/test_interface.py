@@ -86,11 +86,14 @@ def test_lists_come_in_pages_newest_first(service: Service) -> None:
 def test_the_catalogue_names_backbones_with_licence_and_methods_with_defaults(customer: Customer) -> None:
     with customer.http() as http:
         backbones = {item["name"]: item for item in http.get("/v1/backbones").json()["data"]}
-        methods = {item["type"] for item in http.get("/v1/methods").json()["data"]}
+        methods = {item["type"]: item for item in http.get("/v1/methods").json()["data"]}
     assert backbones["vit_tiny_patch8_64.mae"]["available"] is True
     assert backbones["vit_base_patch16_224.mae"]["available"] is False
     assert "NC" in backbones["vit_base_patch16_224.mae"]["licence"]
-    assert methods == {"linear-probe", "bpt-bilinear"}
+    assert set(methods) == {"linear-probe", "vpt", "spt", "bpt-fwhiten", "bpt-twhiten", "bpt-bilinear"}
+    assert methods["linear-probe"]["depths"] == []
+    assert methods["spt"]["depths"] == ["shallow", "deep", "deep-top4"]
+    assert methods["spt"]["starts"] == ["random", "kmeans"]
 
 
 def test_health_and_readiness(service: Service) -> None:

@@ -122,7 +122,10 @@ def test_a_version_names_its_lineage(customer: Customer, dataset: dict[str, obje
         version = http.get("/v1/prompt-sets/flowers/versions/1").json()
         prompt_set = http.get("/v1/prompt-sets/flowers").json()
     assert (version["job"], version["dataset"]) == (job["id"], dataset["id"])
-    assert version["method"] == {"type": "bpt-bilinear", "depth": "shallow", "prompts": 4, "rank": 2}
+    assert version["method"] == {
+        **{"type": "bpt-bilinear", "depth": "shallow", "prompts": 4, "rank": 2},
+        **{"start": "random", "whitening_input": "tokens", "pooling": "mean-all"},
+    }
     assert prompt_set["latest_version"] == 1
 
 
