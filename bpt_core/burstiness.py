@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpt_core.whitening import query_key_product
+
 TOP_SHARE = 0.001
 HISTOGRAM_BINS = 101  # odd: the middle bin is centred on zero
 EXPONENT_BOUNDS = (0.1, 10.0)
@@ -62,12 +64,8 @@ def measure(values: Tensor) -> Burstiness:
 
 
 def backbone_burstiness(tokens: Tensor, block: Any) -> dict[str, Burstiness]:
-    """tokens [B, n, d], the patch tokens entering a timm block -> Wq Wk^T X^T [d, B n], Wq Wk^T [d, d] and X [B n, d].
-
-    timm stores qkv.weight as [3a, d], applied as x @ W^T: Wq = weight[:a].T and Wk = weight[a:2a].T.
-    """
-    query, key, _ = block.attn.qkv.weight.detach().double().chunk(3)
-    product = query.T @ key
+    """Patch tokens [B, n, d] entering a timm block -> Wq Wk^T X^T [d, B n], Wq Wk^T [d, d] and X [B n, d]."""
+    product = query_key_product(block)
     rows = tokens.detach().double().flatten(0, 1)
     return {"WqWkX": measure(product @ rows.T), "WqWk": measure(product), "X": measure(rows)}
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from bpt_core.catalog import BackboneSpec
 from bpt_core.methods import Depth, prompted_blocks
-from bpt_core.recipe import Recipe
+from bpt_core.recipe import HEAD_FIT_VIEWS, Recipe
 from bpt_core.sweep import Search
 
-_HEAD_FITS, _HEAD_FIT_VIEWS = 2, 6
+_HEAD_FITS = 2  # before and after
 
 
 def tuning_flops(
@@ -25,7 +25,7 @@ def tuning_flops(
         views = min(recipe.views or recipe.epochs, recipe.epochs)
         return below * (train_images * views + val_images)
     views = min(recipe.views or recipe.epochs, recipe.epochs)
-    fits = _HEAD_FITS * _HEAD_FIT_VIEWS if recipe.head_fit_epochs else 0
+    fits = _HEAD_FITS * HEAD_FIT_VIEWS if recipe.head_fit_epochs else 0
     once = below * (train_images * (views + fits) + val_images)
     return once + above * (train_images * (2 * trial_epochs + fits) + val_images * trial_epochs)
 

@@ -26,6 +26,7 @@ from bpt_core.errors import DatasetError
 
 FORMAT = 1
 SINGLE_LABEL = "single-label"
+MULTI_LABEL = "multi-label"
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20  # what reading holds in memory at a time

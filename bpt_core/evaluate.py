@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bpt_core.dataset import SINGLE_LABEL
-
-MULTI_LABEL = "multi-label"
+from bpt_core.dataset import MULTI_LABEL, SINGLE_LABEL
 
 TEMPERATURE_BOUNDS = (1 / 20, 20.0)
 KEPT_CORRECT = 0.95  # the share of correct validation answers that rejection must leave alone

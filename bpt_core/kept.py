@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
 from bpt_core.recipe import Recipe
@@ -42,7 +41,7 @@ class Kept:
         self._val_rows = min(rows, len(val))
         self._train_rows = rows - self._val_rows
         self._views: dict[int, Tensor | None] = {}
-        self._val_tokens: Tensor | None = None
+        self._val_tokens: list[Tensor] | None = None
 
     def training(self, batches: list[Tensor], view: int) -> Iterator[Tensor]:
         """Yields [B, ...] for each batch of indices [B]."""
@@ -68,16 +67,12 @@ class Kept:
 
     def validation(self) -> Iterator[Tensor]:
         """Yields [<= FORWARD_BATCH, ...] in stored order."""
-        if self._val_tokens is None:
-            parts: list[Tensor] = []
-            for tokens in self.evaluation(self._val):
-                if sum(map(len, parts)) + len(tokens) <= self._val_rows:
-                    parts.append(tokens)
-                yield tokens
-            if sum(map(len, parts)) == len(self._val):
-                self._val_tokens = torch.cat(parts)
+        if self._val_rows < len(self._val):
+            yield from self.evaluation(self._val)
             return
-        yield from torch.split(self._val_tokens, FORWARD_BATCH)
+        if self._val_tokens is None:
+            self._val_tokens = list(self.evaluation(self._val))
+        yield from self._val_tokens
 
     def evaluation(self, images: SplitImages) -> Iterator[Tensor]:
         """Yields [<= FORWARD_BATCH, ...] of any images in stored order; nothing is kept."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpt_core.dataset import MULTI_LABEL
 from bpt_core.recipe import Recipe
 
 
@@ -18,7 +19,7 @@ class Objective:
 
     def __init__(self, task: str, recipe: Recipe, targets: Tensor) -> None:
         self.smoothing = recipe.label_smoothing
-        self.multi_label = task == "multi-label"
+        self.multi_label = task == MULTI_LABEL
         self.weight: Tensor | None = None
         if recipe.balance_classes:
             total, classes = targets.shape
@@ -32,10 +33,6 @@ class Objective:
             targets = targets * (1 - self.smoothing) + self.smoothing / 2
             return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.weight)
         return functional.cross_entropy(logits, targets, self.weight, label_smoothing=self.smoothing)
-
-    def to(self, device: torch.device) -> Objective:
-        self.weight = None if self.weight is None else self.weight.to(device)
-        return self
 
 
 def mix(tokens: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from bpt_core.catalog import Pooling
 from bpt_core.errors import InvalidSetting
 from bpt_core.methods import STARTS, Depth, Method, Start
 
+HEAD_FIT_VIEWS = 6  # crops of each image that the head alone is fitted to
+
 
 class WhiteningInput(StrEnum):
     """Which tokens are whitened: those that enter the block, or what its first norm makes of them."""

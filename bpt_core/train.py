@@ -28,12 +28,10 @@ from bpt_core.evaluate import Evaluation, evaluate
 from bpt_core.kept import FORWARD_BATCH, Kept
 from bpt_core.objective import Objective
 from bpt_core.prompts import build_prompts
-from bpt_core.recipe import Recipe
+from bpt_core.recipe import HEAD_FIT_VIEWS, Recipe
 from bpt_core.trial import NONE_YET, Trial, half_cosine, learning_rate
 from bpt_core.views import SplitImages
 from bpt_core.whitening import Whitening
-
-HEAD_FIT_VIEWS = 6  # crops of each image that the head alone is fitted to
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Group:
         self.pooling: Pooling = self.recipe.pooling or backbone.pooling
         self.whitening: Sequence[Whitening] = ()
         self.trials = [self._trial(recipe) for recipe in recipes]
-        self.objective = Objective(images.task, self.recipe, images.train.targets).to(backbone.device)
+        self.objective = Objective(images.task, self.recipe, images.train.targets.to(backbone.device))
         self._above = torch.compile(vit.above) if compute.compile else vit.above
         self.kept = Kept(
             images.train,
@@ -240,15 +238,12 @@ class Group:
         tokens = self.kept.training(in_order, view)
         if not self.recipe.method.has_prompts:
             return [torch.cat(list(tokens))] * len(self.trials)
-        same = [self._first_with_the_prompts_of(trial) for trial in self.trials]
+        plain = [trial.fold() for trial in self.trials]
+        same = [next(at for at, other in enumerate(plain) if torch.equal(other, own)) for own in plain]
         distinct = sorted(set(same))
         parts = [self._features(rows, [self.trials[index] for index in distinct]) for rows in tokens]
         features = torch.cat(parts, dim=1)
         return [features[distinct.index(index)] for index in same]
-
-    def _first_with_the_prompts_of(self, trial: Trial) -> int:
-        plain = trial.fold()
-        return next(index for index, other in enumerate(self.trials) if torch.equal(other.fold(), plain))
 
     def _row_bytes(self) -> int:
         width = self.backbone.embed_dim

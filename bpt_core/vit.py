@@ -148,10 +148,8 @@ def _attend(attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tenso
     else:
         # Projected apart: with further keys and values these are copied, and autograd would keep the originals alive
         # for the sake of the query beside them.
-        weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.attn_dim
-        (query,) = _heads(attn, functional.linear(asking, weight[:width], None if bias is None else bias[:width]), 1)
-        rest = functional.linear(tokens, weight[width:], None if bias is None else bias[width:])
-        key, value = _heads(attn, rest, 2)
+        (query,) = _heads(attn, _project(attn, asking, slice(0, attn.attn_dim)), 1)
+        key, value = _heads(attn, _project(attn, tokens, slice(attn.attn_dim, None)), 2)
     query, key = attn.q_norm(query), attn.k_norm(key)
     if more is not None:
         key = torch.cat([_to_rows(more[0], len(tokens)).to(key.dtype), key], dim=2)
@@ -167,10 +165,14 @@ def _attend(attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tenso
 def _keys_and_values(block: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:
     """Prompts of a block [R, m, d] -> K_P and V_P, [R, H, m, c] each."""
     attn = block.attn
-    weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.attn_dim
-    both = functional.linear(block.norm1(prompts), weight[width:], None if bias is None else bias[width:])
-    key, value = _heads(attn, both, 2)
+    key, value = _heads(attn, _project(attn, block.norm1(prompts), slice(attn.attn_dim, None)), 2)
     return attn.k_norm(key), value
+
+
+def _project(attn: Any, tokens: Tensor, rows: slice) -> Tensor:
+    """[B, N, d] -> [B, N, rows]: some rows of qkv alone; timm keeps queries, keys and values in this order."""
+    bias = attn.qkv.bias
+    return functional.linear(tokens, attn.qkv.weight[rows], None if bias is None else bias[rows])
 
 
 def _heads(attn: Any, projected: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from bpt_core.dataset import SINGLE_LABEL
+from bpt_core.dataset import MULTI_LABEL, SINGLE_LABEL
 from bpt_core.evaluate import (
     KEPT_CORRECT,
-    MULTI_LABEL,
     NO_CALIBRATION,
     TEMPERATURE_BOUNDS,
     Calibration,
