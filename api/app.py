@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -12,9 +13,22 @@ from prometheus_client import CollectorRegistry
 
 from api import problems
 from api.deps import Services
+from api.inference_schemas import InferRequest
 from api.metrics import QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe
-from api.routes import catalog, customers, datasets, health, predictions, prompt_sets, tuning_jobs
+from api.prediction_schemas import PredictionCreate
+from api.routes import (
+    aliases,
+    batch_predictions,
+    catalog,
+    customers,
+    datasets,
+    health,
+    inference_protocol,
+    predictions,
+    prompt_sets,
+    tuning_jobs,
+)
 from bpt_store import logs
 from bpt_store.db import Database
 from bpt_store.objects import Objects
@@ -49,34 +63,40 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.registry = CollectorRegistry()
     app.state.registry.register(QueueMetrics(app.state.services.database))
-    app.state.engine = None
+    app.state.serving = None
     app.include_router(health.router)
     if settings.role in (Role.API, Role.ALL):
-        for module in (customers, catalog, datasets, tuning_jobs, prompt_sets):
+        for module in (customers, catalog, datasets, tuning_jobs, prompt_sets, aliases, batch_predictions):
             app.include_router(module.router)
     if settings.role in (Role.PREDICT, Role.ALL):
         # Only here, so that the role `api` never imports torch.
-        from api.engine import Engine
+        from api.engine import Serving
 
-        app.state.engine = Engine(settings)
+        app.state.serving = Serving(settings, app.state.services.database, app.state.registry)
     app.include_router(predictions.router)
-    problems.install(app)
-    images_bytes = settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
-    app.add_middleware(
-        LimitBody,
-        default_bytes=BODY_LIMIT_BYTES,
-        limits={"/v1/datasets": None, "/v1/predictions": images_bytes},
-    )
+    app.include_router(inference_protocol.router)
+    problems.install(app, [PredictionCreate, InferRequest])
+    app.add_middleware(LimitBody, limit_of=partial(_body_limit, settings))
     app.add_middleware(Observe, metrics=RequestMetrics(app.state.registry))
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    if app.state.serving is not None:
+        app.state.serving.begin()
     yield
-    if app.state.engine is not None:
-        app.state.engine.close()
+    if app.state.serving is not None:
+        app.state.serving.close()
     app.state.services.database.close()
+
+
+def _body_limit(settings: Settings, path: str) -> int | None:
+    if path == "/v1/datasets":
+        return None  # uploads bound themselves
+    if path == "/v1/predictions" or (path.startswith("/v2/") and path.endswith("/infer")):
+        return settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
+    return BODY_LIMIT_BYTES
 
 
 def _operation_id(route: APIRoute) -> str:

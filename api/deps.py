@@ -100,7 +100,9 @@ DatasetsReadSession = Annotated[Session, Depends(customer_session(Scope.DATASETS
 DatasetsWriteSession = Annotated[Session, Depends(customer_session(Scope.DATASETS_WRITE), scope="function")]
 JobsReadSession = Annotated[Session, Depends(customer_session(Scope.JOBS_READ), scope="function")]
 JobsWriteSession = Annotated[Session, Depends(customer_session(Scope.JOBS_WRITE), scope="function")]
+PredictSession = Annotated[Session, Depends(customer_session(Scope.PREDICT), scope="function")]
 PromptsReadSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_READ), scope="function")]
+PromptsWriteSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_WRITE), scope="function")]
 
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 After = Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")]

@@ -1,110 +1,114 @@
-"""Serving inside the API process: shared frozen backbones and one thread that computes.
+"""Serving inside the API process: bpt_core's engine with this service's settings, prompt sets and metrics.
 
 Only roles `predict` and `all` import this module; the role `api` stays free of torch.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
 
 import torch
-from PIL import Image
-from torch import Tensor
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
 
-from bpt_core import artifact, catalog, images
+from api.metrics import PredictionMetrics, ResidencyMetrics
+from api.problems import Problem
+from bpt_core import artifact, catalog
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
-from bpt_core.errors import ImageError
+from bpt_core.compute import Precision
+from bpt_core.engine import Answer, Engine, Input, Wanted
+from bpt_core.errors import BptError
 from bpt_core.predict import Predictor
+from bpt_store import prompt_sets
+from bpt_store.db import Database
+from bpt_store.models import PromptSetVersion
 from bpt_store.settings import Settings
 
-PROMPT_SETS_KEPT = 1000
-DECODE_THREADS = 4
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """`probabilities` [number of good images, C]; `decoded` has an image or the error of each input, in order."""
+class Serving:
+    """Made once per process. `begin` loads what is to be ready before the first request."""
 
-    prompt_set: PromptSet
-    decoded: list[Image.Image | ImageError]
-    probabilities: Tensor
-    decode_seconds: float
-    compute_seconds: float
-
-
-class Engine:
-    """Decodes in a few threads, computes in one: the device is never shared by two computations."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._device = settings.device
-        if self._device == "auto":
-            self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
-        self._computer = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._predictors: dict[str, Predictor] = {}
-        # Keyed by the artifact's hash, which covers content and backbone: equal bytes are the same prompt set.
-        self._prompt_sets: OrderedDict[str, PromptSet] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def known(self, artifact_sha256: str) -> PromptSet | None:
-        """The prompt set of an artifact that was loaded before, if it is still here."""
-        with self._lock:
-            if artifact_sha256 in self._prompt_sets:
-                self._prompt_sets.move_to_end(artifact_sha256)
-            return self._prompt_sets.get(artifact_sha256)
-
-    def load(self, artifact_sha256: str, data: bytes) -> PromptSet:
-        """The prompt set in the artifact `data`, kept for later; ArtifactError where it is none."""
-        prompt_set = artifact.from_bytes(data)
-        with self._lock:
-            self._prompt_sets[artifact_sha256] = prompt_set
-            if len(self._prompt_sets) > PROMPT_SETS_KEPT:
-                self._prompt_sets.popitem(last=False)
-        return prompt_set
-
-    def predict(self, encoded: Sequence[bytes], prompt_set: PromptSet) -> Answer:
-        """Decode and predict; call it off the event loop. Images fail one by one.
-
-        Raises ArtifactError (learned on other weights), BackboneError.
-        """
-        started = time.monotonic()
-        decoded = list(self._decoders.map(_decode, encoded))
-        decoded_at = time.monotonic()
-        good = [image for image in decoded if isinstance(image, Image.Image)]
-        probabilities = self._computer.submit(self._compute, good, prompt_set).result()
-        return Answer(
-            prompt_set=prompt_set,
-            decoded=decoded,
-            probabilities=probabilities,
-            decode_seconds=decoded_at - started,
-            compute_seconds=time.monotonic() - decoded_at,
+    def __init__(self, settings: Settings, database: Database, registry: CollectorRegistry) -> None:
+        self._settings, self._database = settings, database
+        self.is_ready = False
+        self.metrics = PredictionMetrics(registry)
+        self._engine = Engine(
+            self._make_predictor,
+            batch_rows=settings.predict_batch_rows,
+            queue_rows=settings.predict_queue_rows,
+            decode_threads=settings.predict_decode_threads,
+            on_batch=self.metrics.saw_batch,
         )
+        registry.register(ResidencyMetrics(self._engine))
+
+    def begin(self) -> None:
+        """In the background: /healthz answers at once, /readyz when it is done."""
+        threading.Thread(target=self._warm, name="warm", daemon=True).start()
 
     def close(self) -> None:
-        self._decoders.shutdown()
-        self._computer.shutdown()
+        self._engine.close(self._settings.predict_seconds)
 
-    def _compute(self, good: list[Image.Image], prompt_set: PromptSet) -> Tensor:
-        predictor = self._predictor(prompt_set.backbone)
-        predictor.check(prompt_set)
-        return predictor.predict(good, prompt_set) if good else torch.empty(0, len(prompt_set.class_names))
+    def wanted(self, customer_id: UUID, version: PromptSetVersion) -> Wanted:
+        """A version to apply. Equal artifacts are equal content, so they share what is on the device."""
+        return Wanted(version.artifact_sha256, version.backbone, partial(self._fetch, customer_id, version))
 
-    def _predictor(self, backbone: str) -> Predictor:
-        if backbone not in self._predictors:
-            weights = catalog.local_weights(self._settings.weights_directory, backbone)
-            self._predictors[backbone] = Predictor(load_backbone(backbone, weights=weights, device=self._device))
-        return self._predictors[backbone]
+    async def predict(
+        self, request: Request, customer_id: UUID, inputs: Sequence[Input], wanted: Sequence[Sequence[Wanted]]
+    ) -> Answer:
+        """Raises Problem `deadline_exceeded`, and what the engine does. A caller who leaves is not computed for."""
+        answer = asyncio.wrap_future(self._engine.submit(customer_id, inputs, wanted))
+        leaving = asyncio.ensure_future(_leave(request))
+        try:
+            seconds = self._settings.predict_seconds
+            either: set[asyncio.Future[Any]] = {answer, leaving}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if leaving.done():
+                raise Problem("request_timeout", "the caller left")
+            raise Problem("deadline_exceeded", f"there was no answer within {seconds:g} seconds")
+        finally:
+            leaving.cancel()
+            answer.cancel()
+
+    def _warm(self) -> None:
+        try:
+            for backbone in self._settings.predict_backbones.split():
+                self._engine.predictor(backbone).warm()
+        except BptError as error:
+            logger.error("a backbone could not be loaded", extra={"code": error.code, "reason": str(error)})
+        else:
+            self.is_ready = True
+
+    def _make_predictor(self, backbone: str) -> Predictor:
+        settings = self._settings
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        weights = catalog.local_weights(settings.weights_directory, backbone)
+        return Predictor(
+            load_backbone(backbone, weights=weights, device=device),
+            precision=Precision(settings.predict_precision),
+            device_bytes=settings.predict_device_bytes,
+            # Without a device of its own the host's memory is the device's.
+            host_bytes=0 if device == "cpu" else settings.predict_host_bytes,
+        )
+
+    def _fetch(self, customer_id: UUID, version: PromptSetVersion) -> PromptSet:
+        with self._database.customer(customer_id) as session:
+            data = prompt_sets.artifact(session, version)
+        return artifact.from_bytes(data)
 
 
-def _decode(data: bytes) -> Image.Image | ImageError:
-    try:
-        return images.canonical(data)
-    except ImageError as error:
-        return error
+async def _leave(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -69,13 +70,13 @@ class Observe:
 
 
 class LimitBody:
-    """Refuses bodies over `limits[path]`, or over `default_bytes`; dataset uploads (None) bound themselves."""
+    """Refuses bodies over `limit_of(path)` bytes; what is None there bounds itself."""
 
-    def __init__(self, app: ASGIApp, default_bytes: int, limits: dict[str, int | None]) -> None:
-        self._app, self._default_bytes, self._limits = app, default_bytes, limits
+    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int | None]) -> None:
+        self._app, self._limit_of = app, limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._limits.get(scope["path"], self._default_bytes) if scope["type"] == "http" else None
+        limit = self._limit_of(scope["path"]) if scope["type"] == "http" else None
         if limit is None:
             await self._app(scope, receive, send)
             return

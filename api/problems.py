@@ -1,11 +1,14 @@
 """Everything that goes wrong, as RFC 9457 problem documents. The one place where facts become HTTP.
 
 A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list.
+
+Below /v2 an error looks as the Open Inference Protocol has it: `{"error": "..."}`, with 400 in place of 422.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -32,31 +35,46 @@ STATUS: dict[str, int] = {
     "not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
+    "alias_limit": 409,
+    "alias_moved": 409,
+    "alias_no_history": 409,
     "conflict": 409,
     "dataset_in_use": 409,
     "dataset_not_ready": 409,
+    "dataset_unlabelled": 409,
     "job_terminal": 409,
+    "job_unfinished": 409,
     "name_taken": 409,
     "upload_expired": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "misdirected_request": 421,
+    "alias_reserved": 422,
+    "artifact_corrupt": 422,
     "artifact_schema": 422,
     "backbone_noncommercial": 422,
     "backbone_unknown": 422,
     "body_unreadable": 422,
     "checksum_mismatch": 422,
+    "dataset_empty": 422,
     "image_animated": 422,
     "image_corrupt": 422,
+    "image_decode_limit": 422,
+    "image_not_finite": 422,
     "image_too_large": 422,
     "image_unsupported": 422,
     "invalid_request": 422,
     "invalid_setting": 422,
+    "prompt_set_too_large": 422,
     "queue_limit": 429,
     "internal_error": 500,
+    "prediction_failed": 500,
     "artifact_integrity": 503,
     "database_unavailable": 503,
+    "not_ready": 503,
+    "overloaded": 503,
     "weights_unavailable": 503,
+    "deadline_exceeded": 504,
     "insufficient_storage": 507,
 }
 # Any operation may meet these: a key that does not hold, a database that is away, a bug.
@@ -83,6 +101,12 @@ class ProblemDocument(BaseModel):
     param: str | None = None
     request_id: str | None = None
     errors: list[ProblemField] = []
+
+
+class ProtocolError(BaseModel):
+    """An error as the Open Inference Protocol has it."""
+
+    error: str
 
 
 class Problem(Exception):
@@ -112,14 +136,30 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application a problem document, in the replies and in the OpenAPI."""
+def protocol_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The error part of an operation's OpenAPI below /v2."""
+    statuses = {_protocol_status(code) for code in (*codes, "internal_error", "misdirected_request")}
+    return {status: {"model": ProtocolError, "description": HTTPStatus(status).phrase} for status in sorted(statuses)}
+
+
+def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
+    """Make every error of the application a problem document, in the replies and in the OpenAPI.
+
+    `schemas` are what bodies refer to in the OpenAPI that FastAPI does not read itself.
+    """
     plain_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = plain_openapi()
-        schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= {**schema.pop("$defs"), "ProblemDocument": schema}
+        models: list[type[BaseModel]] = [ProblemDocument, *schemas]
+        for model in models:
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
+        for path, item in document["paths"].items():
+            for operation in item.values() if _is_protocol(path) else ():
+                operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+        for unused in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(unused, None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
@@ -151,7 +191,17 @@ def _reply(request: Request, code: str, detail: str, **more: Any) -> JSONRespons
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if body.status in (429, 503) else {}
     if body.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if _is_protocol(request.url.path):
+        return JSONResponse(ProtocolError(error=detail).model_dump(), _protocol_status(code), headers)
     return JSONResponse(body.model_dump(), body.status, headers, MEDIA_TYPE)
+
+
+def _is_protocol(path: str) -> bool:
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _protocol_status(code: str) -> int:
+    return 400 if STATUS[code] == 422 else STATUS[code]
 
 
 async def _problem(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
-from bpt_store import ids, models
+from bpt_store import datasets, ids, models
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
 
@@ -165,7 +165,8 @@ class Dataset(BaseModel):
     state: models.DatasetState
     task: str
     class_names: list[str]
-    counts: dict[str, dict[str, int]] | None = Field(description="images per split and class, once ready")
+    counts: dict[str, dict[str, int]] | None = Field(description="images per class and split, once ready")
+    image_count: int | None = Field(description="images in all, once ready")
     source: Source | None
     error: Trouble | None
     metadata: dict[str, str]
@@ -180,6 +181,7 @@ class Dataset(BaseModel):
             task=row.task,
             class_names=row.class_names,
             counts=(row.report or {}).get("counts") if row.state is models.DatasetState.READY else None,
+            image_count=datasets.images(row) if row.state is models.DatasetState.READY else None,
             source=Source(sha256=row.source_sha256, bytes=row.source_bytes or 0) if row.source_sha256 else None,
             error=_trouble(row.error),
             metadata=row.custom,
@@ -351,15 +353,17 @@ class PromptSet(BaseModel):
     id: str
     name: str
     latest_version: int | None
+    aliases: dict[str, int] = Field(description="the version each alias points at", examples=[{"production": 3}])
     metadata: dict[str, str]
     created_at: datetime
 
     @classmethod
-    def of(cls, row: models.PromptSet, latest_version: int | None) -> Self:
+    def of(cls, row: models.PromptSet, latest_version: int | None, aliases: Mapping[str, int]) -> Self:
         return cls(
             id=ids.public(ids.PROMPT_SET, row.id),
             name=row.name,
             latest_version=latest_version,
+            aliases=dict(aliases),
             metadata=row.custom,
             created_at=row.created_at,
         )
@@ -406,41 +410,46 @@ class PromptSetVersion(BaseModel):
         )
 
 
-# --- predictions ---
+class AliasTarget(Request):
+    """Where an alias is to point."""
+
+    version: int = Field(ge=1, lt=2**31, examples=[3])
+    expected_version: int | None = Field(
+        None,
+        description="where it points now, else 409; null: it must not exist yet; absent: wherever it is",
+        examples=[2],
+    )
 
 
-class Score(BaseModel):
-    label: str
-    score: float
-
-
-class ImagePrediction(BaseModel):
-    """One per image of the request, in its order; `status` is 200, or that of the image's own error."""
-
-    index: int
-    filename: str | None
-    status: int
-    predictions: list[Score]
-    error: Trouble | None
-
-
-class UsedPromptSet(BaseModel):
-    name: str
+class Alias(BaseModel):
+    prompt_set: str
+    alias: str
     version: int
-    artifact_sha256: str
-    backbone: str
-    backbone_fingerprint: str
+    moved_at: datetime = Field(description="since when it points at this version")
+
+    @classmethod
+    def of(cls, prompt_set: str, row: models.PromptSetAlias) -> Self:
+        return cls(prompt_set=prompt_set, alias=row.name, version=row.version, moved_at=row.moved_at)
 
 
-class Timings(BaseModel):
-    decode_ms: float
-    compute_ms: float
+class AliasMove(BaseModel):
+    number: int = Field(description="1, 2, 3, ... without a gap")
+    from_version: int | None = Field(description="null: the alias was not there")
+    to_version: int | None = Field(description="null: the alias was removed")
+    actor: str = Field(description="the API key that asked for it", examples=["key_0199c0de000070008000000000000000"])
+    moved_at: datetime
+    request_id: str | None
 
-
-class Predictions(BaseModel):
-    prompt_set: UsedPromptSet
-    data: list[ImagePrediction]
-    timings: Timings
+    @classmethod
+    def of(cls, row: models.AliasMove) -> Self:
+        return cls(
+            number=row.number,
+            from_version=row.from_version,
+            to_version=row.to_version,
+            actor=row.actor,
+            moved_at=row.moved_at,
+            request_id=row.request_id,
+        )
 
 
 _METHOD_FIELDS = ("depth", "prompts", "rank", "start", "whitening_input", "pooling")

@@ -3,6 +3,7 @@
 from bpt_client.client import Client
 from bpt_client.errors import (
     ApiError,
+    BatchPredictionFailed,
     BptError,
     Conflict,
     ConnectionFailed,
@@ -23,6 +24,7 @@ from bpt_client.errors import (
 
 __all__ = [
     "ApiError",
+    "BatchPredictionFailed",
     "BptError",
     "Client",
     "Conflict",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bpt_client.commands import customers, datasets, jobs, prompt_sets, server
+from bpt_client.commands import batch_predictions, customers, datasets, jobs, predictions, prompt_sets, server
 from bpt_client.commands.connection import Connection
 from bpt_client.errors import BptError
 from bpt_client.terminal import fail
@@ -28,8 +28,10 @@ app.add_typer(customers.keys, name="keys")
 app.add_typer(datasets.app, name="datasets")
 app.command()(jobs.tune)
 app.add_typer(jobs.app, name="jobs")
-app.command()(prompt_sets.predict)
+app.command()(predictions.predict)
 app.add_typer(prompt_sets.app, name="prompt-sets")
+app.command()(batch_predictions.predict_batch)
+app.add_typer(batch_predictions.app, name="batch-predictions")
 
 
 @app.callback()

@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from bpt_client.batch_predictions import BatchPredictions
 from bpt_client.datasets import Datasets
 from bpt_client.errors import InputError
 from bpt_client.models import ApiKey, Backbone, Customer, Method, Prediction, parse
@@ -46,6 +47,7 @@ class Client:
         self.datasets = Datasets(self._transport)
         self.tuning_jobs = TuningJobs(self._transport)
         self.prompt_sets = PromptSets(self._transport)
+        self.batch_predictions = BatchPredictions(self._transport)
 
     def __enter__(self) -> Self:
         return self
@@ -62,17 +64,32 @@ class Client:
     def methods(self) -> Iterator[Method]:
         return self._transport.pages(Method, "/v1/methods")
 
-    def predict(self, images: Sequence[Image], prompt_set: str, *, top_k: int = 3) -> Prediction:
-        """Classify images in one request. `prompt_set` is "name" (its newest version) or "name:3".
+    def predict(
+        self,
+        images: Sequence[Image],
+        prompt_sets: str | Sequence[str],
+        *,
+        top_k: int = 3,
+        threshold: float | None = None,
+        return_features: bool = False,
+    ) -> Prediction:
+        """Classify images in one request, each by every prompt set: "name" (newest version), "name:3", "name@alias".
 
-        An image that cannot be read does not spoil the others: look at its `error`. Where no image can be read
-        the service refuses the whole. InputError for no images, or a file that cannot be opened.
+        `threshold` is the least score for a label to apply, by default what was fitted in tuning. An image that
+        cannot be read does not spoil the others: look at its `error`. Where no image can be read the service
+        refuses the whole. InputError for no images, or a file that cannot be opened.
         """
         if not images:
             raise InputError("there are no images to predict")
         with ExitStack() as files:
             parts = [("images", _image_part(image, files)) for image in images]
-            form = {"prompt_set": prompt_set, "top_k": str(top_k)}
+            form: dict[str, str | list[str]] = {
+                "prompt_sets": [prompt_sets] if isinstance(prompt_sets, str) else [*prompt_sets],
+                "top_k": str(top_k),
+                "return_features": str(return_features).lower(),
+            }
+            if threshold is not None:
+                form["threshold"] = str(threshold)
             return parse(Prediction, decode(self._transport.once("POST", "/v1/predictions", data=form, files=parts)))
 
 

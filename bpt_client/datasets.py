@@ -26,10 +26,13 @@ class Datasets:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def upload(self, path: str | Path, *, name: str | None = None, on_sent: OnSent | None = None) -> Dataset:
+    def upload(
+        self, path: str | Path, *, name: str | None = None, unlabelled: bool = False, on_sent: OnSent | None = None
+    ) -> Dataset:
         """Send a zip, or a folder (zipped into a temporary file), with its SHA-256; named after it by default.
 
-        The dataset is not ready yet: see `wait`. InputError for a path with nothing to send.
+        `unlabelled` images may lie in any folders; they are there to be predicted, not to be tuned on. The dataset
+        is not ready yet: see `wait`. InputError for a path with nothing to send.
         """
         path = Path(path).absolute()
         with opened_archive(path) as archive:
@@ -39,7 +42,10 @@ class Datasets:
             response = self._transport.once(
                 "POST",
                 "/v1/datasets",
-                params={"name": name or (path.name if path.is_dir() else path.stem)},
+                params={
+                    "name": name or (path.name if path.is_dir() else path.stem),
+                    **({"task": "unlabelled"} if unlabelled else {}),
+                },
                 content=_chunks(archive, size, on_sent),
                 headers=headers,
                 timeout=httpx.Timeout(self._transport.timeout, read=_ANSWER_SECONDS),

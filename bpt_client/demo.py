@@ -218,7 +218,7 @@ class Demo:
         results = {name: job.result for name, job in jobs.items() if job.result is not None}
         tests = {name: result.test for name, result in results.items()}
         right = sum(
-            bool(answer.predictions) and answer.predictions[0].label == each.truth
+            bool(answer.results) and answer.results[0].predictions[0].label == each.truth
             for each, answer in zip(held_out, prediction.data, strict=True)
         )
         return {

@@ -49,7 +49,7 @@ def held_out_images(archive: Path, count: int, folder: Path) -> list[HeldOut]:
 
 
 def print_predictions(console: Console, held_out: Sequence[HeldOut], prediction: Prediction) -> None:
-    served = prediction.prompt_set
+    (served,) = prediction.prompt_sets
     table = Table("image", "truth", "top 3", "", title=f"Predictions by {served.name}:{served.version}", box=None)
     table.title_justify, table.title_style, table.header_style = "left", "bold", "bold"
     for column in table.columns:
@@ -59,10 +59,11 @@ def print_predictions(console: Console, held_out: Sequence[HeldOut], prediction:
         if answer.error is not None:
             table.add_row(shown, image.truth, Text(answer.error.detail, style="red"), "")
             continue
-        is_right = answer.predictions[0].label == image.truth
+        best = answer.results[0].predictions
+        is_right = best[0].label == image.truth
         top = Text("  ").join(
             Text(f"{each.label} {100 * each.score:.0f} %", style="bold" if each.label == image.truth else "dim")
-            for each in answer.predictions
+            for each in best
         )
         table.add_row(
             Path(shown).name,
@@ -105,7 +106,7 @@ def print_next_steps(console: Console, data_dir: Path, image: Path, url: str, ke
         ("classify an image", f"{bpt} predict {picture} --prompt-set flowers"),
         (
             "the same without our client",
-            f'curl -H "Authorization: Bearer {key}" -F prompt_set=flowers -F images=@{picture} {url}/v1/predictions',
+            f'curl -H "Authorization: Bearer {key}" -F prompt_sets=flowers -F images=@{picture} {url}/v1/predictions',
         ),
         ("tune for longer", f"{bpt} tune flowers --prompt-set flowers --epochs 60 --follow"),
         ("what there is", f"{bpt} prompt-sets show flowers; {bpt} jobs list; {bpt} datasets show flowers"),

@@ -8,6 +8,7 @@ BptError                     everything this package raises on purpose
 ├── WaitedTooLong            it goes on, but the caller's patience is over
 ├── DatasetFailed            the dataset waited for was refused: see `.dataset`
 ├── TuningFailed             the job waited for failed or was cancelled: see `.job`
+├── BatchPredictionFailed    likewise
 └── ApiError                 the service said no: status, code, detail, request_id, param, errors
     ├── Unauthenticated      401  no key, or none that holds
     ├── Forbidden            403  the key may not do this, or a quota is used up
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bpt_client.models import Dataset, TuningJob
+    from bpt_client.models import BatchPrediction, Dataset, TuningJob
 
 
 class BptError(Exception):
@@ -61,6 +62,13 @@ class DatasetFailed(BptError):
 
 class TuningFailed(BptError):
     def __init__(self, job: TuningJob) -> None:
+        reason = f": {job.error.detail} ({job.error.code})" if job.error else ""
+        super().__init__(f"job {job.id} is {job.state}{reason}")
+        self.job = job
+
+
+class BatchPredictionFailed(BptError):
+    def __init__(self, job: BatchPrediction) -> None:
         reason = f": {job.error.detail} ({job.error.code})" if job.error else ""
         super().__init__(f"job {job.id} is {job.state}{reason}")
         self.job = job

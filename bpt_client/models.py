@@ -89,7 +89,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`counts` is {class name: {split: images}}, None until the dataset was validated."""
+    """`counts` is {class name: {split: images}}, None until the dataset was validated, empty without labels."""
 
     id: str
     name: str
@@ -99,6 +99,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     source: Source | None = None
     counts: dict[str, dict[str, int]] | None = None
+    image_count: int | None = None
     error: Problem | None = None
     metadata: Json = field(default_factory=dict)
 
@@ -112,6 +113,8 @@ class Dataset:
 
     def images(self, split: str | None = None) -> int:
         """Images in one split, or in all of them; 0 while nothing is known."""
+        if self.task == "unlabelled":
+            return (self.image_count or 0) if split in (None, "test") else 0
         counts = (self.counts or {}).values()
         return sum(images for splits in counts for name, images in splits.items() if split in (None, name))
 
@@ -233,12 +236,21 @@ class TuningJob:
 
 
 @dataclass(frozen=True)
+class BatchProgress:
+    """Images that were predicted, with every prompt set, and images in all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class JobEvent:
     """`number` runs 1, 2, 3, ... over all attempts. `type` says what `data` holds:
 
-    state    {"state", "reason"?, "error"?}
-    started  {"device", "resumed"}: this attempt has loaded all it needs, and goes on from a checkpoint or not
-    epoch    the fields of Progress
+    state     {"state", "reason"?, "error"?}
+    started   {"device", "resumed"}: this attempt has loaded all it needs, and goes on from a checkpoint or not
+    epoch     the fields of Progress
+    progress  the fields of BatchProgress
     """
 
     number: int
@@ -257,18 +269,24 @@ class JobEvent:
         return parse(Progress, self.data) if self.type == "epoch" else None
 
     @property
+    def images(self) -> BatchProgress | None:
+        """How far a batch prediction is."""
+        return parse(BatchProgress, self.data) if self.type == "progress" else None
+
+    @property
     def is_last(self) -> bool:
         return self.state in TERMINAL_JOB_STATES
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """`latest_version` is None until the first job for it has succeeded."""
+    """`latest_version` is None until the first job for it has succeeded; `aliases` is {alias: version}."""
 
     id: str
     name: str
     created_at: datetime
     latest_version: int | None = None
+    aliases: dict[str, int] = field(default_factory=dict)
     metadata: Json = field(default_factory=dict)
 
 
@@ -302,14 +320,85 @@ class PromptSetVersion:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """Where an alias of a prompt set points, and since when."""
+
+    prompt_set: str
+    alias: str
+    version: int
+    moved_at: datetime
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """`number` runs 1, 2, 3, ...; without `from_version` the alias was made, without `to_version` it was removed.
+
+    `actor` is the id of the key that asked for it.
+    """
+
+    number: int
+    actor: str
+    moved_at: datetime
+    from_version: int | None = None
+    to_version: int | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
 class ServedVersion:
-    """Exactly what made a prediction."""
+    """Exactly what made a prediction, or is to make it; `reference` is how it was asked for."""
 
     name: str
     version: int
     artifact_sha256: str
     backbone: str
     backbone_fingerprint: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """`rows` has one for each image and prompt set, `errors` are those of images that could not be read.
+
+    `files` has one of each format: jsonl, csv, parquet.
+    """
+
+    images: int
+    rows: int
+    errors: int
+    files: dict[str, ResultsFile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchPrediction:
+    """`prompt_sets` are the exact versions that were meant when the job was created. `dataset` is an id."""
+
+    id: str
+    state: str
+    dataset: str
+    prompt_sets: tuple[ServedVersion, ...]
+    top_k: int
+    images: int
+    created_at: datetime
+    split: str | None = None
+    attempt: int = 0
+    failures: int = 0
+    progress: BatchProgress | None = None
+    result: BatchResult | None = None
+    error: Problem | None = None
+    metadata: Json = field(default_factory=dict)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL_JOB_STATES
 
 
 @dataclass(frozen=True)
@@ -321,20 +410,32 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What one prompt set says of an image: `labels` apply (none: `unknown`), `predictions` are the best classes."""
+
+    prompt_set: str
+    labels: tuple[str, ...] = ()
+    unknown: bool = False
+    predictions: tuple[Score, ...] = ()
+    features: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ImagePrediction:
-    """The answer for one image, best label first; an image that failed has `error` and no predictions."""
+    """The answer for one image, a result for each prompt set; an image that failed has `error` and no results."""
 
     index: int
     filename: str | None = None
     status: int = 200
-    predictions: tuple[Score, ...] = ()
+    results: tuple[Seen, ...] = ()
     error: Problem | None = None
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds."""
+    """Milliseconds, of the image that was done last: they add up to the whole."""
 
+    queue_ms: float | None = None
     decode_ms: float | None = None
     compute_ms: float | None = None
 
@@ -343,7 +444,7 @@ class Timings:
 class Prediction:
     """`data` has one entry for each image sent, in that order."""
 
-    prompt_set: ServedVersion
+    prompt_sets: tuple[ServedVersion, ...]
     data: tuple[ImagePrediction, ...]
     timings: Timings = field(default_factory=Timings)
 

@@ -1,16 +1,27 @@
-"""Prompt sets and their versions; an artifact is checked before anybody gets it."""
+"""Prompt sets, their versions and aliases; an artifact is checked before anybody gets it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
+from typing import Any, Final
 
 from bpt_client.errors import InputError, TransferCorrupt
-from bpt_client.models import PromptSet, PromptSetVersion
-from bpt_client.transport import Transport, segment
+from bpt_client.files import written_whole
+from bpt_client.models import Alias, AliasMove, PromptSet, PromptSetVersion, parse
+from bpt_client.transport import Transport, decode, segment
+
+
+class Expected(Enum):
+    """What an alias may be expected to be, beside a version or None."""
+
+    ANY = "any"
+
+
+ANY: Final = Expected.ANY
 
 
 class PromptSets:
@@ -34,6 +45,39 @@ class PromptSets:
                 raise InputError(f"prompt set {name!r} has no version yet")
         return self._transport.fetch(PromptSetVersion, f"/v1/prompt-sets/{segment(name)}/versions/{version}")
 
+    def aliases(self, name: str) -> Iterator[Alias]:
+        return self._transport.pages(Alias, f"/v1/prompt-sets/{segment(name)}/aliases")
+
+    def alias(self, name: str, alias: str, *, as_of: datetime | None = None) -> Alias:
+        """Where it points, or pointed at a time (without a time zone: local time)."""
+        params = None if as_of is None else {"as_of": as_of.astimezone().isoformat()}
+        return self._transport.fetch(Alias, _alias_path(name, alias), params)
+
+    def move_alias(
+        self, name: str, alias: str, version: int, *, expected_version: int | Expected | None = ANY
+    ) -> Alias:
+        """Point an alias at a version, from the very next prediction on; it is made if absent.
+
+        `expected_version` is where it points now, None for an alias that must not exist yet: Conflict
+        `alias_moved` otherwise.
+        """
+        body: dict[str, Any] = {"version": version}
+        if expected_version is not ANY:
+            body["expected_version"] = expected_version
+        return parse(Alias, decode(self._transport.once("PUT", _alias_path(name, alias), json=body)))
+
+    def rollback_alias(self, name: str, alias: str) -> Alias:
+        """Back to the version before its last move; twice is where it began. Conflict `alias_no_history`."""
+        return self._transport.send(Alias, f"{_alias_path(name, alias)}/rollback")
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Its history stays."""
+        self._transport.once("DELETE", _alias_path(name, alias))
+
+    def alias_history(self, name: str, alias: str) -> Iterator[AliasMove]:
+        """Its moves, newest first."""
+        return self._transport.pages(AliasMove, f"{_alias_path(name, alias)}/history")
+
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""
         facts = self.version(name, version)
@@ -49,17 +93,9 @@ class PromptSets:
     def download(self, name: str, path: str | Path, version: int | None = None) -> None:
         """Write the artifact to `path`: completely or not at all. TransferCorrupt as above, InputError for the path."""
         content = self.artifact(name, version)
-        path = Path(path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
-                unfinished = Path(part.name)
-                try:
-                    part.write(content)
-                    part.flush()
-                    os.fchmod(part.fileno(), 0o644)
-                    unfinished.replace(path)
-                except BaseException:
-                    unfinished.unlink()
-                    raise
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        with written_whole(Path(path)) as file:
+            file.write(content)
+
+
+def _alias_path(name: str, alias: str) -> str:
+    return f"/v1/prompt-sets/{segment(name)}/aliases/{segment(alias)}"

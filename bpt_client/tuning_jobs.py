@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bpt_client import sse
-from bpt_client.errors import (
-    ConnectionFailed,
-    ServerError,
-    TooManyRequests,
-    TuningFailed,
-    UnexpectedAnswer,
-    WaitedTooLong,
-)
-from bpt_client.models import JobEvent, TuningJob, TuningPlan, parse
-from bpt_client.transport import Transport, deadline, segment
-
-_POLL_SECONDS = 0.5
-_SILENCE_SECONDS = 60.0  # a stream without a byte for so long is opened anew: the other end may be gone
-_RECONNECT_SECONDS = (0.2, 5.0)  # the first pause, the longest
+from bpt_client.errors import TuningFailed
+from bpt_client.following import ended, follow
+from bpt_client.models import JobEvent, TuningJob, TuningPlan
+from bpt_client.transport import Transport, segment
 
 
 class TuningJobs:
@@ -93,55 +80,14 @@ class TuningJobs:
         event seen. ConnectionFailed or the service's own ServerError only when no connection could be had for
         `patience_seconds`.
         """
-        path = f"/v1/tuning-jobs/{segment(job_id)}/events"
-        lost_at: float | None = None
-        pause, longest = _RECONNECT_SECONDS
-        while True:
-            headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Last-Event-ID": str(after)}
-            try:
-                with self._transport.stream(path, headers, _SILENCE_SECONDS) as chunks:
-                    lost_at = None
-                    for message in sse.messages(chunks):
-                        event = _event(message)
-                        if event is None or event.number <= after:
-                            continue
-                        after, pause = event.number, _RECONNECT_SECONDS[0]
-                        yield event
-                        if event.is_last:
-                            return
-            except (ConnectionFailed, ServerError, TooManyRequests) as error:
-                now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
-                if now - lost_at >= patience_seconds:
-                    raise
-                wished = 0.0 if isinstance(error, ConnectionFailed) else error.retry_after_seconds or 0.0
-                time.sleep(min(max(pause, wished), patience_seconds))
-            else:
-                # A stream may end early without an error, say when the service is restarted in order.
-                time.sleep(pause)
-            pause = min(2 * pause, longest)
+        return follow(self._transport, f"/v1/tuning-jobs/{segment(job_id)}/events", after, patience_seconds)
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> TuningJob:
         """The job once it succeeded. TuningFailed (also when cancelled); WaitedTooLong after `timeout` seconds."""
-        end = deadline(timeout)
-        while not (job := self.get(job_id)).is_terminal:
-            if time.monotonic() >= end:
-                raise WaitedTooLong(f"job {job_id} is still {job.state} after {timeout} s")
-            time.sleep(_POLL_SECONDS)
+        job = ended(self.get, job_id, timeout)
         if job.state != "succeeded":
             raise TuningFailed(job)
         return job
-
-
-def _event(message: sse.Message) -> JobEvent | None:
-    """None for a message that is no event of a job, which a newer service might send."""
-    try:
-        body = json.loads(message.data)
-    except ValueError as error:
-        raise UnexpectedAnswer(f"an event that is not JSON: {message.data:.100}") from error
-    if not isinstance(body, dict) or "number" not in body:
-        return None
-    return parse(JobEvent, body)
 
 
 def _request(

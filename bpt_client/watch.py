@@ -1,4 +1,4 @@
-"""Shows a tuning job while it runs: a live bar on a terminal, at most one line per epoch and second elsewhere."""
+"""Shows a job while it runs: a live bar on a terminal, elsewhere at most one line per second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from bpt_client.models import JobEvent
+from bpt_client.models import BatchProgress, JobEvent
 from bpt_client.models import Progress as Epoch
 from bpt_client.terminal import duration, plain
 
@@ -20,18 +20,18 @@ _RECENT_EPOCHS = 5  # their mean time foretells the rest; the first epochs are o
 
 
 class JobWatch:
-    """A context manager; `show` it every event of a job.
+    """A context manager; `show` it every event of a job that is `doing` something.
 
     `attempts` is the highest attempt seen, `interruptions` are the reasons why the others ended.
     """
 
-    def __init__(self, console: Console, label: str) -> None:
+    def __init__(self, console: Console, label: str, doing: str = "tuning") -> None:
         self.attempts = 0
         self.interruptions: list[str] = []
         self.last_epoch: Epoch | None = None
         self.seconds = 0.0
         self._console = console
-        self._label = plain(label)
+        self._label, self._doing = plain(label), doing
         self._recent: deque[float] = deque(maxlen=_RECENT_EPOCHS)
         self._began = time.monotonic()
         self._spoke = 0.0
@@ -64,9 +64,11 @@ class JobWatch:
             self._show_state(event, event.state)
         elif event.progress is not None:
             self._show_epoch(event.progress)
+        elif event.images is not None:
+            self._show_images(event.images)
         elif event.type == "started":
             self._recent.clear()
-            self._facts("tuning")
+            self._facts(self._doing)
             if event.attempt > 1:
                 how = "goes on from the last checkpoint" if event.data.get("resumed") else "starts from the beginning"
                 self._say(f"attempt {event.attempt} {how}")
@@ -114,6 +116,15 @@ class JobWatch:
         elif epoch.epoch in (1, epoch.epochs) or time.monotonic() - self._spoke >= _QUIET_SECONDS:
             self._spoke = time.monotonic()
             self._say("  ".join(parts))
+
+    def _show_images(self, images: BatchProgress) -> None:
+        said = f"{images.done:,}/{images.total:,} images"
+        if self._bar:
+            self._bar.update(self._task, completed=images.done, total=images.total)
+            self._facts(said)
+        elif images.done == images.total or time.monotonic() - self._spoke >= _QUIET_SECONDS:
+            self._spoke = time.monotonic()
+            self._say(said)
 
     def _seconds_left(self, epoch: Epoch) -> float | None:
         if epoch.epoch is None or epoch.epochs is None or not self._recent:

@@ -5,7 +5,7 @@ from bpt_core import PackedDataset, Predictor, default_recipe, load_backbone, pa
 backbone = load_backbone("vit_tiny_patch8_64.mae")
 dataset = PackedDataset(pack(Path("flowers.zip"), Path("packed")).shards)
 tuned = tune(backbone, dataset, default_recipe(backbone, "bpt-bilinear", epochs=10))
-probabilities = Predictor(backbone).predict(images, tuned.prompt_set)
+predictions = Predictor(backbone).predict(images, tuned.prompt_set)
 """
 
 from __future__ import annotations

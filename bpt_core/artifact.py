@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ class PromptSet:
     task: str = SINGLE_LABEL
     calibration: Calibration = NO_CALIBRATION
     factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the artifact that `to_bytes` makes: two sets are the same exactly if it is."""
+        return sha256(to_bytes(self))
 
 
 def to_bytes(prompt_set: PromptSet) -> bytes:

@@ -8,13 +8,13 @@ JSON {"format", "task"}. Other Arrow types, such as large_binary or int32, lose 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ from bpt_core.errors import DatasetError
 FORMAT = 1
 SINGLE_LABEL = "single-label"
 MULTI_LABEL = "multi-label"
+UNLABELLED = "unlabelled"  # no classes, no labels: images to predict, not to tune on
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20  # what reading holds in memory at a time
@@ -101,6 +102,8 @@ class ShardWriter:
             raise DatasetError(f"{item.path}: labels {item.labels} of {self._class_count} classes")
         if self._task == SINGLE_LABEL and len(item.labels) != 1:
             raise DatasetError(f"{item.path}: {len(item.labels)} labels in a single-label dataset")
+        if self._task == UNLABELLED and item.labels:
+            raise DatasetError(f"{item.path}: labels {item.labels} in a dataset without labels")
         self._items.append(item)
         self._items_bytes += len(item.image)
         if len(self._items) >= self._row_group_rows or self._items_bytes >= ROW_GROUP_BYTES:
@@ -180,14 +183,36 @@ class PackedDataset:
                             counts[Split(row["split"])][label] += 1
         return counts
 
-    def items(self, split: Split | None = None) -> Iterator[Item]:
-        """Items in the order they were written, those of one split if it is given."""
+    def images(self, split: Split | None = None) -> int:
+        """How many items `items(split)` gives."""
+        return self._length if split is None else self._splits[split]
+
+    @cached_property
+    def _splits(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
         for path in self._paths:
             with pq.ParquetFile(path) as parquet:
                 for group in range(parquet.num_row_groups):
                     splits: list[Any] = parquet.read_row_group(group, columns=["split"])["split"].to_pylist()
-                    if split is None or split in splits:
-                        yield from _items(parquet.read_row_group(group, columns=["image", "labels"]), splits, split)
+                    counts.update(splits)
+        return counts
+
+    def items(self, split: Split | None = None, *, skip: int = 0) -> Iterator[Item]:
+        """Items in the order they were written, those of one split if it is given, without the first `skip`.
+
+        Row groups that hold nothing wanted are not read.
+        """
+        for path in self._paths:
+            with pq.ParquetFile(path) as parquet:
+                for group in range(parquet.num_row_groups):
+                    splits: list[Any] = parquet.read_row_group(group, columns=["split"])["split"].to_pylist()
+                    wanted = len(splits) if split is None else splits.count(split)
+                    if skip >= wanted:
+                        skip -= wanted
+                        continue
+                    table = parquet.read_row_group(group, columns=["image", "labels"])
+                    yield from islice(_items(table, splits, split), skip, None)
+                    skip = 0
 
 
 def split_by_hash(

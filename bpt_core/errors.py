@@ -7,7 +7,9 @@ BptError                    has a stable `code` and says what is wrong in words
 ├── DatasetError            the dataset as a whole is unusable; its `report` says which entries
 │   └── ArchiveError        ... because of the archive it came in
 ├── ImageError              one image is unusable
-└── ArtifactError           bytes that are no valid prompt-set artifact
+├── ArtifactError           bytes that are no valid prompt-set artifact
+├── Overloaded              more predictions wait than may; later there will be room
+└── PredictionFailed        an image that nothing was wrong with could not be computed
 """
 
 from __future__ import annotations
@@ -58,3 +60,11 @@ class ImageError(BptError):
 
 class ArtifactError(BptError):
     code = "artifact_corrupt"
+
+
+class Overloaded(BptError):
+    code = "overloaded"
+
+
+class PredictionFailed(BptError):
+    code = "prediction_failed"

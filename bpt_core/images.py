@@ -12,6 +12,7 @@ import re
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bpt_core.errors import ImageError
@@ -84,6 +85,15 @@ def canonical(data: bytes, *, short_side: int = SHORT_SIDE, pixel_limit: int = P
         raise ImageError(f"the {name} data is damaged{reason}", code="image_corrupt") from error
 
 
+def of_pixels(
+    pixels: NDArray[np.uint8], *, short_side: int = SHORT_SIDE, pixel_limit: int = PIXEL_LIMIT
+) -> Image.Image:
+    """Upright RGB [H, W, 3] -> what `canonical` makes of a lossless file of it. Raises ImageError: image_too_large."""
+    height, width, _ = pixels.shape
+    _check_size(width, height, short_side, pixel_limit)
+    return _shrunk(Image.fromarray(pixels), short_side)
+
+
 def encode(image: Image.Image) -> bytes:
     """RGB picture -> lossless bytes for storage; equal pixels give equal bytes."""
     out = io.BytesIO()
@@ -129,6 +139,10 @@ def _check(source: Image.Image, short_side: int, pixel_limit: int) -> None:
         raise ImageError("the file holds more than one picture", code="image_animated")
     if source.format == "GIF":
         raise ImageError("GIF is not accepted", code="image_unsupported")
+    _check_size(width, height, short_side, pixel_limit)
+
+
+def _check_size(width: int, height: int, short_side: int, pixel_limit: int) -> None:
     if min(width, height) < 1:
         raise ImageError("the picture has no pixels", code="image_corrupt")
     if width * height > pixel_limit:

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from bpt_core import images
 from bpt_core.archive import ArchiveLimits, Entry, Tally, entries, fold, printable
-from bpt_core.dataset import SHARD_BYTES, Item, ShardWriter, Split, split_by_hash
+from bpt_core.dataset import SHARD_BYTES, SINGLE_LABEL, UNLABELLED, Item, ShardWriter, Split, split_by_hash
 from bpt_core.errors import ArchiveError, DatasetError, ImageError
 
 _WAITING_BYTES = 256 << 20  # encoded pictures read ahead of the decoders
@@ -38,6 +38,7 @@ _METADATA_FILE = re.compile(
 
 @dataclass(frozen=True)
 class PackSettings:
+    task: str = SINGLE_LABEL  # or UNLABELLED: images in any folders, no classes, all in the split test
     short_side: int = images.SHORT_SIDE  # pixels
     pixel_limit: int = images.PIXEL_LIMIT
     bad_image_fraction_limit: float = 0.05  # up to here bad images are left out; 0 = strict
@@ -56,7 +57,7 @@ class Packed:
     images {accepted, rejected, packed} · counts {class: {split: n}} · formats {format: n} · sizes {width, height:
     {min, median, max}} in stored pixels · ignored [{entry, reason}] · rejected [{entry, code, detail}] ·
     duplicates {across_splits [{entry, split, same_as}], within_split [{entry, same_as}]} · label_conflicts
-    [{entries (10 at most), labels}] · warnings (a plain list) [{code, detail}]
+    [{entries (10 at most), labels}] · warnings (a plain list) [{code, detail}]. Without labels counts is empty.
     """
 
     shards: tuple[Path, ...]
@@ -72,8 +73,9 @@ def pack(
 ) -> Packed:
     """Pack `archive` into shards in `directory`; `on_progress` gets bytes of the archive done and in all.
 
-    Layouts: [folders/]<train|val|test>/<class>/[folders/]image or [folders/]<class>/image. The shards depend on
-    names and content of the files only, not on their order. Memory holds a few hundred bytes per image.
+    Layouts: [folders/]<train|val|test>/<class>/[folders/]image or [folders/]<class>/image; any at all for
+    UNLABELLED. The shards depend on names and content of the files only, not on their order. Memory holds a few
+    hundred bytes per image.
 
     Raises ArchiveError, or DatasetError: dataset_empty, too_many_bad_images, too_few_classes, class_too_small.
     `error.report` has the keys of Packed.report and names all bad entries. After any exception `directory` holds
@@ -87,11 +89,15 @@ def pack(
             contents = _contents(archive, settings.archive, report, on_progress)
             pictures = _spooled(contents, spool, settings, report)
             _refuse_bad(report, settings)
-            pictures, by_folder = _placed(pictures, report)
-            pictures = _without_leaks(pictures, report)
-            _refuse_classes(pictures, settings)
-            _split(pictures, settings, by_folder=by_folder)
-            class_names = sorted({picture.class_name for picture in pictures}, key=_natural)
+            if settings.task == UNLABELLED:
+                pictures = _without_leaks(_unlabelled(pictures), report)
+                class_names = []
+            else:
+                pictures, by_folder = _placed(pictures, report)
+                pictures = _without_leaks(pictures, report)
+                _refuse_classes(pictures, settings)
+                _split(pictures, settings, by_folder=by_folder)
+                class_names = sorted({picture.class_name for picture in pictures}, key=_natural)
             report.describe(pictures, class_names)
             shards = _write(pictures, class_names, spool, directory, settings)
     except DatasetError as error:
@@ -149,7 +155,7 @@ class _Report:
         """What the finished dataset holds, and what its owner should know about it."""
         self.packed = len(pictures)
         self.counts = {name: dict.fromkeys(map(str, Split), 0) for name in class_names}
-        for picture in pictures:
+        for picture in pictures if class_names else ():
             self.counts[picture.class_name][picture.split] += 1
         for axis, side in enumerate(("width", "height")):
             pixels = [picture.size[axis] for picture in pictures]
@@ -160,6 +166,10 @@ class _Report:
             self.warn("bad_images", f"{self.bad_images:,} bad images were left out")
         if self.across_splits.total:
             self.warn("duplicates_across_splits", f"{self.across_splits.total:,} copies were left out of val or test")
+        if class_names:
+            self._warn_of_splits()
+
+    def _warn_of_splits(self) -> None:
         no_val = [name for name, counts in self.counts.items() if not counts[Split.VAL]]
         if no_val:
             self.warn("class_without_val", f"{len(no_val):,} classes have no val image, the first is {no_val[0]}")
@@ -303,6 +313,13 @@ def _placed(pictures: list[_Picture], report: _Report) -> tuple[list[_Picture], 
     return placed, by_folder
 
 
+def _unlabelled(pictures: list[_Picture]) -> list[_Picture]:
+    """What is not to be learned from is all in the split test, whatever its folders are called."""
+    for picture in pictures:
+        picture.split = Split.TEST
+    return pictures
+
+
 def _split_at(folders: list[str]) -> int | None:
     """Where the split folder is: the innermost one of such a name that has a class folder below it."""
     at = [index for index, name in enumerate(folders[:-1]) if name.lower() in _SPLIT_FOLDERS]
@@ -381,11 +398,12 @@ def _write(
     """By split, so that one split is read without the others, then by pixel hash, which mixes the classes."""
     label_of = {name: label for label, name in enumerate(class_names)}
     pictures.sort(key=lambda picture: (_SPLITS.index(picture.split), picture.digest, picture.path))
-    with ShardWriter(directory, class_names, shard_bytes=settings.shard_bytes) as writer:
+    with ShardWriter(directory, class_names, settings.task, shard_bytes=settings.shard_bytes) as writer:
         for picture in pictures:
             spool.seek(picture.offset)
             data = spool.read(picture.length)
-            writer.write(Item(data, picture.path, (label_of[picture.class_name],), picture.split))
+            labels = (label_of[picture.class_name],) if class_names else ()
+            writer.write(Item(data, picture.path, labels, picture.split))
     return tuple(writer.shards)
 
 

@@ -36,7 +36,8 @@ class Compiled:
     """R prompt sets of one depth and length m, in the form the blocks take them.
 
     `keys`, `values`: [R, H, m, c] for each prompted block, from the lowest. `tokens` [R, m, d]: prompts that are
-    tokens of a block; of the first one (shallow) or of the last one (deep, pooled with the patches).
+    tokens of a block; of the first one (shallow) or of the last one (deep, pooled with the patches). Sets of
+    different lengths are padded to the longest: `absent` [R, m] is then true where a set has no such prompt.
     """
 
     depth: Depth
@@ -44,6 +45,7 @@ class Compiled:
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
     tokens: Tensor | None = None
+    absent: Tensor | None = None
 
 
 def embed(backbone: Backbone, images: Tensor) -> Tensor:
@@ -63,9 +65,9 @@ def entering(backbone: Backbone, images: Tensor, blocks: range) -> Iterator[Tens
             tokens = backbone.model.blocks[index](tokens)
 
 
-def below(backbone: Backbone, images: Tensor, depth: Depth) -> Tensor:
-    """[B, 3, S, S] normalised -> [B, t + n, d]: the tokens that enter the first prompted block."""
-    first = prompted_blocks(depth, backbone.depth)[0]
+def below(backbone: Backbone, images: Tensor, depth: Depth | None) -> Tensor:
+    """[B, 3, S, S] normalised -> [B, t + n, d]: the tokens that enter the first prompted block; None: the first."""
+    first = 0 if depth is None else prompted_blocks(depth, backbone.depth)[0]
     tokens: Tensor = backbone.model.blocks[:first](embed(backbone, images))
     return tokens
 
@@ -95,17 +97,21 @@ def above(backbone: Backbone, tokens: Tensor, compiled: Compiled | None, pooling
     values = () if compiled is None else compiled.values
     # Where prompts are tokens, the block at which they become so.
     joining = -1 if compiled is None or compiled.tokens is None else 0 if compiled.depth is Depth.SHALLOW else last
+    absent = None if compiled is None or compiled.absent is None else _to_rows(compiled.absent, len(tokens))
+    # Prompts that are further keys stand before all tokens.
+    visible = _visible(absent, 0, tokens.shape[1]) if keys else None
     inserted = 0
     for index in range(first, last + 1):
         if index == joining:
             assert compiled is not None
             assert compiled.tokens is not None
+            visible = _visible(absent, prefix, tokens.shape[1] - prefix)
             tokens = insert(tokens, compiled.tokens, prefix)
             inserted = compiled.tokens.shape[1]
         queries = slice(None) if index < last else _read_by(pooling, prefix, inserted)
         more = (keys[index - first], values[index - first]) if index - first < len(keys) else None
-        tokens = _block(model.blocks[index], tokens, queries, more)
-    return _pool(model, tokens, pooling, inserted)
+        tokens = _block(model.blocks[index], tokens, queries, more, visible)
+    return _pool(model, tokens, pooling, inserted, absent if inserted else None)
 
 
 def features(
@@ -133,17 +139,24 @@ def insert(tokens: Tensor, prompts: Tensor, prefix: int) -> Tensor:
     return torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
 
 
-def _block(block: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tensor] | None) -> Tensor:
-    """[R B, N, d] -> [R B, N or fewer, d]: timm's Block for the tokens `queries`, with further keys and values."""
+def _block(
+    block: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tensor] | None, visible: Tensor | None
+) -> Tensor:
+    """[R B, N, d] -> [R B, N or fewer, d]: timm's Block for the tokens `queries`, with further keys and values.
+
+    `visible` [R B, 1, 1, keys] is false for keys that are padding; None where there is none.
+    """
     asking = tokens[:, queries]
-    tokens = asking + block.ls1(_attend(block.attn, block.norm1(tokens), queries, more))
+    tokens = asking + block.ls1(_attend(block.attn, block.norm1(tokens), queries, more, visible))
     return tokens + block.ls2(block.mlp(block.norm2(tokens)))  # type: ignore[no-any-return]
 
 
-def _attend(attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tensor] | None) -> Tensor:
+def _attend(
+    attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tensor] | None, visible: Tensor | None
+) -> Tensor:
     """Normalised tokens [R B, N, d] -> attention's output [R B, queries, d]."""
     asking = tokens[:, queries]
-    if more is None and asking.shape[1] == tokens.shape[1]:
+    if asking.shape[1] == tokens.shape[1] and (more is None or not torch.is_grad_enabled()):
         query, key, value = _heads(attn, attn.qkv(tokens), 3)
     else:
         # Projected apart: with further keys and values these are copied, and autograd would keep the originals alive
@@ -154,7 +167,7 @@ def _attend(attn: Any, tokens: Tensor, queries: slice, more: tuple[Tensor, Tenso
     if more is not None:
         key = torch.cat([_to_rows(more[0], len(tokens)).to(key.dtype), key], dim=2)
         value = torch.cat([_to_rows(more[1], len(tokens)).to(value.dtype), value], dim=2)
-    mixed = functional.scaled_dot_product_attention(query, key, value)
+    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     mixed = attn.norm(mixed.transpose(1, 2).flatten(2))
     if attn.gate is not None:
         mixed = mixed * attn.gate(asking).sigmoid()
@@ -188,6 +201,13 @@ def _to_rows(sets: Tensor, rows: int) -> Tensor:
     return sets[:, None].expand(-1, rows // len(sets), *sets.shape[1:]).flatten(0, 1)
 
 
+def _visible(absent: Tensor | None, before: int, after: int) -> Tensor | None:
+    """[R B, m] -> [R B, 1, 1, before + m + after]: of the keys in this order, those that are not padding."""
+    if absent is None:
+        return None
+    return functional.pad(~absent, (before, after), value=True)[:, None, None]
+
+
 def _read_by(pooling: Pooling, prefix: int, inserted: int) -> slice:
     """The tokens leaving the last block that the pooling looks at: no other needs to be computed."""
     if pooling is Pooling.CLS:
@@ -197,7 +217,7 @@ def _read_by(pooling: Pooling, prefix: int, inserted: int) -> slice:
     return slice(prefix + inserted, None) if pooling is Pooling.MEAN_PATCHES else slice(None)
 
 
-def _pool(model: Any, tokens: Tensor, pooling: Pooling, inserted: int) -> Tensor:
+def _pool(model: Any, tokens: Tensor, pooling: Pooling, inserted: int, absent: Tensor | None) -> Tensor:
     """The tokens that `_read_by` chose, leaving the last block -> features [B, d], through the model's own norm."""
     # One of the two norms is the identity in timm: `norm` where one token is pooled, `fc_norm` with means.
     if pooling is Pooling.MAP:
@@ -205,6 +225,10 @@ def _pool(model: Any, tokens: Tensor, pooling: Pooling, inserted: int) -> Tensor
         patches = tokens[:, prefix + inserted :]
         tokens = torch.cat([tokens[:, :prefix], patches], dim=1) if model.pool_include_prefix else patches
         features: Tensor = model.fc_norm(model.attn_pool(model.norm(tokens)))
+    elif pooling is Pooling.MEAN_ALL and absent is not None:
+        counted = functional.pad(~absent, (0, tokens.shape[1] - inserted), value=True)[..., None]
+        mean = torch.where(counted, tokens, 0).sum(dim=1) / counted.sum(dim=1)
+        features = model.fc_norm(model.norm(mean))
     else:
         features = model.fc_norm(model.norm(tokens.mean(dim=1)))
     return features

@@ -27,6 +27,7 @@ class Scope(StrEnum):
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
     PROMPTS_READ = "prompts:read"
+    PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
     ADMIN = "admin"
 

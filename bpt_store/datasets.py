@@ -15,6 +15,9 @@ from bpt_store import ids, jobs
 from bpt_store.errors import Conflict, NotFound
 from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, Job, JobKind
 
+SINGLE_LABEL = "single-label"
+UNLABELLED = "unlabelled"  # images to predict, without classes; all in the split test
+
 
 def prefix(dataset_id: UUID) -> str:
     """All objects of a dataset lie under it."""
@@ -22,10 +25,15 @@ def prefix(dataset_id: UUID) -> str:
 
 
 def begin_upload(
-    session: Session, customer_id: UUID, name: str, custom: Mapping[str, Any], source_suffix: str
+    session: Session,
+    customer_id: UUID,
+    name: str,
+    custom: Mapping[str, Any],
+    source_suffix: str,
+    task: str = SINGLE_LABEL,
 ) -> Dataset:
     """The row that owns an upload's object from before its first byte."""
-    dataset = Dataset(customer_id=customer_id, name=name, state=DatasetState.UPLOADING, custom=dict(custom))
+    dataset = Dataset(customer_id=customer_id, name=name, state=DatasetState.UPLOADING, task=task, custom=dict(custom))
     session.add(dataset)
     session.flush()
     dataset.source_key = f"{prefix(dataset.id)}source{source_suffix}"
@@ -67,6 +75,25 @@ def get_ready(session: Session, dataset_id: UUID) -> Dataset:
     if dataset.state is not DatasetState.READY:
         raise Conflict(f"the dataset is {dataset.state}, not ready", code="dataset_not_ready")
     return dataset
+
+
+def get_labelled(session: Session, dataset_id: UUID) -> Dataset:
+    """One that can be tuned on, locked like `get_ready`. Conflict `dataset_unlabelled`."""
+    dataset = get_ready(session, dataset_id)
+    if dataset.task == UNLABELLED:
+        raise Conflict("the dataset has no labels to learn from", code="dataset_unlabelled")
+    return dataset
+
+
+def images(dataset: Dataset, split: str | None = None) -> int:
+    """How many images a ready dataset has, in one split or in all; each is of one class, or of none."""
+    assert dataset.report is not None
+    whole: int = dataset.report["images"]["packed"]
+    if split is None:
+        return whole
+    if dataset.task == UNLABELLED:
+        return whole if split == "test" else 0
+    return sum(counts[split] for counts in dataset.report["counts"].values())
 
 
 def become_ready(

@@ -2,6 +2,7 @@
 
 StoreError              has a stable `code`
 ├── NotFound            no such thing, or somebody else's: deliberately the same
+├── Invalid             never, in whatever state
 ├── Conflict            not in the state it is in now
 ├── LimitReached        a limit of the customer's
 ├── Unauthenticated     no key, or none that holds
@@ -23,6 +24,10 @@ class StoreError(Exception):
 
 class NotFound(StoreError):
     code = "not_found"
+
+
+class Invalid(StoreError):
+    code = "invalid_request"
 
 
 class Conflict(StoreError):

@@ -90,8 +90,9 @@ def create(
     return job
 
 
-def get(session: Session, job_id: UUID, kind: JobKind) -> Job:
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.kind == kind))
+def get(session: Session, job_id: UUID, kind: JobKind, *, lock: bool = False) -> Job:
+    query = select(Job).where(Job.id == job_id, Job.kind == kind)
+    job = session.scalar(query.with_for_update() if lock else query)
     if job is None:
         raise NotFound(f"there is no {ids.public(ids.JOB, job_id)!r}")
     return job
@@ -113,9 +114,7 @@ def measured_flops_per_second(session: Session, jobs: int = 5) -> float | None:
 
 def cancel(session: Session, job_id: UUID, kind: JobKind) -> Job:
     """A queued job ends now; a running one is wound down by its worker. Conflict `job_terminal` once it ended."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.kind == kind).with_for_update())
-    if job is None:
-        raise NotFound(f"there is no {ids.public(ids.JOB, job_id)!r}")
+    job = get(session, job_id, kind, lock=True)
     if job.state.is_terminal:
         raise Conflict(f"the job is {job.state} already", code="job_terminal")
     if job.state is JobState.QUEUED:
@@ -123,6 +122,20 @@ def cancel(session: Session, job_id: UUID, kind: JobKind) -> Job:
     elif job.state is JobState.RUNNING:
         _move(session, job, JobState.CANCELLING)
     return job
+
+
+def delete(session: Session, job_id: UUID, kind: JobKind) -> None:
+    """Row, events and results of a job that has ended. Conflict `job_unfinished` before."""
+    job = get(session, job_id, kind, lock=True)
+    if not job.state.is_terminal:
+        raise Conflict(f"the job is {job.state}; cancel it first", code="job_unfinished")
+    doom(session, job.customer_id, results_prefix(job_id))
+    session.delete(job)
+
+
+def results_prefix(job_id: UUID) -> str:
+    """All results of a batch prediction lie under it, each attempt's in a folder of its own."""
+    return f"batch-predictions/{job_id.hex}/"
 
 
 def events_after(session: Session, job_id: UUID, number: int, limit: int) -> Sequence[JobEvent]:
@@ -205,6 +218,18 @@ def keep_checkpoint(session: Session, fence: Fence, stored: Mapping[str, Any]) -
     if job.checkpoint is not None:
         doom(session, job.customer_id, job.checkpoint["key"])
     job.checkpoint = dict(stored)
+
+
+def keep_part(session: Session, fence: Fence, stored: Mapping[str, Any]) -> None:
+    """Note where a finished part of the work lies, behind the earlier ones; noted twice it is there once."""
+    job = _held(session, fence)
+    earlier = [part for part in parts(job) if part["key"] != stored["key"]]
+    job.checkpoint = {"parts": [*earlier, dict(stored)]}
+
+
+def parts(job: Job) -> list[dict[str, Any]]:
+    """What `keep_part` has noted so far, in all attempts, in order."""
+    return list(job.checkpoint["parts"]) if job.checkpoint is not None else []
 
 
 def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
@@ -336,6 +361,8 @@ def _end(session: Session, job: Job, state: JobState, error: Mapping[str, Any] |
     doom(session, job.customer_id, f"jobs/{job.id.hex}/")
     if job.kind is JobKind.INGEST and state is not JobState.SUCCEEDED:
         _fail_dataset(session, job)
+    if job.kind is JobKind.BATCH_PREDICT and state is not JobState.SUCCEEDED:
+        doom(session, job.customer_id, results_prefix(job.id))
 
 
 def _fail_dataset(session: Session, job: Job) -> None:

@@ -60,6 +60,7 @@ class JobKind(StrEnum):
 
     INGEST = "ingest"
     TUNE = "tune"
+    BATCH_PREDICT = "batch_predict"
 
 
 class JobState(StrEnum):
@@ -229,6 +230,7 @@ class PromptSetVersion(Base):
         ForeignKeyConstraint(
             ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
         ),
+        UniqueConstraint("customer_id", "prompt_set_id", "version"),
     )
 
     prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -247,6 +249,49 @@ class PromptSetVersion(Base):
     dataset_id: Mapped[UUID | None]
     archived_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class PromptSetAlias(Base):
+    """Where an alias points now; a version that an alias points at cannot be deleted."""
+
+    __tablename__ = "prompt_set_aliases"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id", "version"],
+            ["prompt_set_versions.customer_id", "prompt_set_versions.prompt_set_id", "prompt_set_versions.version"],
+        ),
+    )
+
+    prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    customer_id: Mapped[UUID] = _customer_id()
+    version: Mapped[int]
+    moved_at: Mapped[datetime]
+
+
+class AliasMove(Base):
+    """Append-only. `number` runs 1, 2, 3, ... without a gap over the life of an alias, also where it was removed."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
+        ),
+    )
+
+    prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    from_version: Mapped[int | None]  # null: the alias was not there
+    to_version: Mapped[int | None]  # null: the alias was removed
+    actor: Mapped[str]  # the public id of the key; no foreign key, for history outlives keys
+    # Not now(), the start of the transaction: moves wait for each other, and times follow the numbers.
+    moved_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    request_id: Mapped[str | None]
 
 
 class DoomedObject(Base):

@@ -1,6 +1,7 @@
 """Object storage by URL: a directory, S3, GCS or Azure, through obstore.
 
-Keys begin with the owner: `datasets/<id>/...` and `jobs/<id>/...`, so that one prefix holds all there is to delete.
+Keys begin with the owner: `datasets/<id>/...`, `jobs/<id>/...` (until the job ends) and `batch-predictions/<id>/...`
+(its results), so that one prefix holds all there is to delete.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class Objects:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         obstore.put(self._store, key, path)
         return {"key": key, "sha256": digest, "bytes": path.stat().st_size}
+
+    def open(self, key: str) -> AsyncIterator[bytes]:
+        """The object's bytes, a piece at a time; FileNotFoundError at once where there is none."""
+        return aiter(obstore.get(self._store, key).stream(min_chunk_size=CHUNK_BYTES))
 
     def fetch(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Copy an object to `path`; ValueError where its bytes do not have the given hash."""

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from bpt_store.errors import Damaged, NotFound
-from bpt_store.models import PromptSet, PromptSetVersion
+from bpt_store.models import PromptSet, PromptSetAlias, PromptSetVersion
 
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
-_REFERENCE = re.compile(rf"(?P<name>{NAME_PATTERN})(?::(?P<version>[1-9][0-9]{{0,8}}))?")
+LATEST = "latest"
+_NAME = re.compile(NAME_PATTERN)
+_REFERENCE = re.compile(rf"(?P<name>{NAME_PATTERN})(?::(?P<version>[1-9][0-9]{{0,8}})|@(?P<alias>{NAME_PATTERN}))?")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def get_or_create(session: Session, customer_id: UUID, name: str) -> PromptSet:
 
 
 def get(session: Session, name: str) -> PromptSet:
-    prompt_set = session.scalar(select(PromptSet).where(PromptSet.name == name))
+    # What cannot be a name is not asked for: PostgreSQL takes no NUL.
+    named = select(PromptSet).where(PromptSet.name == name)
+    prompt_set = session.scalar(named) if _NAME.fullmatch(name) else None
     if prompt_set is None:
         raise NotFound(f"there is no prompt set {name!r}")
     return prompt_set
@@ -80,7 +84,10 @@ def publish(
 
 
 def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersion]:
-    """`name` (newest version that is not archived) or `name:3`; NotFound otherwise."""
+    """`name` or `name@latest` (newest version that is not archived), `name:3` or `name@alias`; NotFound otherwise.
+
+    One query, and never cached: a move of an alias that has committed counts from the next call on.
+    """
     missing = NotFound(f"there is no published prompt set {reference!r}")
     match = _REFERENCE.fullmatch(reference)
     if match is None:
@@ -92,6 +99,14 @@ def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersi
     )
     if match["version"] is not None:
         query = query.where(PromptSetVersion.version == int(match["version"]))
+    elif match["alias"] not in (None, LATEST):
+        query = query.join(
+            PromptSetAlias,
+            and_(
+                PromptSetAlias.prompt_set_id == PromptSetVersion.prompt_set_id,
+                PromptSetAlias.version == PromptSetVersion.version,
+            ),
+        ).where(PromptSetAlias.name == match["alias"])
     else:
         query = query.where(PromptSetVersion.archived_at.is_(None))
     row = session.execute(query.order_by(PromptSetVersion.version.desc()).limit(1)).first()
@@ -110,6 +125,12 @@ def artifact(session: Session, version: PromptSetVersion) -> bytes:
     if hashlib.sha256(data).hexdigest() != version.artifact_sha256:
         raise Damaged(f"version {version.version} is not what was published: the stored bytes have another hash")
     return data
+
+
+def versions(session: Session, prompt_set_id: UUID) -> list[int]:
+    """The numbers of all versions, in their order."""
+    query = select(PromptSetVersion.version).where(PromptSetVersion.prompt_set_id == prompt_set_id)
+    return list(session.scalars(query.order_by(PromptSetVersion.version)))
 
 
 def newest_versions(session: Session, prompt_set_ids: Sequence[UUID]) -> dict[UUID, int]:

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     trainer_kept_bytes: int = Field(
         4 << 30, ge=0, description="device memory for what is kept below the prompts; the rest is computed again"
     )
+    batch_part_images: int = Field(
+        1024, gt=0, description="images of a batch prediction from one stored part to the next; a crash costs so many"
+    )
     tuning_flops_per_second: float = Field(
         5e10, gt=0, description="speed that times are estimated with until jobs of the customer have been measured"
     )
@@ -63,8 +66,28 @@ class Settings(BaseSettings):
     upload_expiry_seconds: float = Field(3600, gt=0, description="unfinished uploads older than this are swept")
     images_per_prediction: int = Field(64, gt=0, description="most images in one prediction request")
     image_limit_bytes: int = Field(20 << 20, gt=0, description="largest image in a prediction request")
+    predict_json_limit_bytes: int = Field(32 << 20, gt=0, description="largest prediction request in JSON")
+    predict_prompt_sets: int = Field(16, gt=0, description="most prompt sets in one prediction request")
+    predict_seconds: float = Field(30, gt=0, description="a prediction not made in so long is given up")
+    predict_backbones: str = Field(
+        "vit_tiny_patch8_64.mae", description="loaded before a process calls itself ready, separated by blanks"
+    )
+    predict_precision: str = Field(
+        "auto", pattern="^(auto|float32|bf16)$", description="auto is bf16 on GPUs that have it, float32 elsewhere"
+    )
+    predict_batch_rows: int = Field(32, gt=0, description="largest batch; a row is an image under one prompt set")
+    predict_queue_rows: int = Field(
+        4096, gt=0, description="rows that may wait altogether; a customer may hold as many as are free"
+    )
+    predict_decode_threads: int = Field(4, gt=0, description="threads that decode images")
+    predict_device_bytes: int = Field(
+        1 << 30, gt=0, description="device memory for the prompt sets of one backbone; the least used make room"
+    )
+    predict_host_bytes: int = Field(
+        4 << 30, ge=0, description="with a GPU, host memory for prompt sets that made room; they come back fast"
+    )
     bad_image_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable images a dataset may have")
-    queued_jobs_limit: int = Field(100, gt=0, description="most unfinished tuning jobs of one customer")
+    queued_jobs_limit: int = Field(100, gt=0, description="most unfinished jobs of one kind of a customer")
 
     lease_seconds: float = Field(20, gt=0, description="a worker silent for so long has lost its job")
     heartbeat_seconds: float = Field(5, gt=0, description="how often a worker renews its lease")

@@ -76,6 +76,7 @@ class Up:
             "api": [*uvicorn, "--no-access-log", "--timeout-graceful-shutdown", "3"],
             "worker-ingest": worker_command("ingest"),
             "worker-tune": worker_command("tune"),
+            "worker-batch": worker_command("batch_predict"),
             "sweep": ["worker.sweep"],
         }
 

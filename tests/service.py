@@ -34,7 +34,10 @@ SHORT_TIMES = {
     "BPT_UPLOAD_LIMIT_BYTES": "20000000",
     "BPT_IMAGE_LIMIT_BYTES": "2000000",
     "BPT_IMAGES_PER_PREDICTION": "16",
+    "BPT_PREDICT_QUEUE_ROWS": "64",
+    "BPT_PREDICT_JSON_LIMIT_BYTES": "1000000",
     "BPT_QUEUED_JOBS_LIMIT": "3",
+    "BPT_BATCH_PART_IMAGES": "4",
     "BPT_THREADS": "1",
 }
 
@@ -143,11 +146,14 @@ class Customer:
     def http(self) -> httpx.Client:
         return self.service.client(self.key)
 
-    def upload(self, archive: bytes, name: str = "dataset") -> dict[str, Any]:
+    def upload(self, archive: bytes, name: str = "dataset", **query: str) -> dict[str, Any]:
         """Upload and wait for the end of ingest -> the dataset."""
         with self.http() as http:
             reply = http.post(
-                "/v1/datasets", params={"name": name}, content=archive, headers={"Content-Type": "application/zip"}
+                "/v1/datasets",
+                params={"name": name, **query},
+                content=archive,
+                headers={"Content-Type": "application/zip"},
             )
             assert reply.status_code == 201, reply.text
             url = reply.headers["Location"]
@@ -173,9 +179,18 @@ class Customer:
         job: dict[str, Any] = reply.json()
         return job
 
+    def predict_batch(self, dataset: dict[str, Any], *prompt_sets: str, **body: Any) -> dict[str, Any]:
+        """Ask for a batch prediction -> the job, not waited for."""
+        with self.http() as http:
+            asked = {"dataset": dataset["id"], "prompt_sets": [*prompt_sets], **body}
+            reply = http.post("/v1/batch-predictions", json=asked)
+        assert reply.status_code == 201, reply.text
+        job: dict[str, Any] = reply.json()
+        return job
+
     def job(self, job: dict[str, Any]) -> dict[str, Any]:
         with self.http() as http:
-            found: dict[str, Any] = http.get(f"/v1/tuning-jobs/{job['id']}").json()
+            found: dict[str, Any] = http.get(_path(job)).json()
         return found
 
     def finished(self, job: dict[str, Any], *, seconds: float = 120) -> dict[str, Any]:
@@ -187,5 +202,9 @@ class Customer:
 
     def events(self, job: dict[str, Any]) -> list[dict[str, Any]]:
         with self.http() as http:
-            found: list[dict[str, Any]] = http.get(f"/v1/tuning-jobs/{job['id']}/events").json()["data"]
+            found: list[dict[str, Any]] = http.get(f"{_path(job)}/events").json()["data"]
         return found
+
+
+def _path(job: dict[str, Any]) -> str:
+    return f"/v1/{'batch-predictions' if 'prompt_sets' in job else 'tuning-jobs'}/{job['id']}"

@@ -1,4 +1,4 @@
-"""The Celery application of the workers: `celery -A worker.app worker -Q tune` (or ingest), concurrency 1 per GPU.
+"""The Celery application of the workers: `celery -A worker.app worker -Q tune` (ingest, batch_predict), concurrency 1.
 
 On SIGTERM Celery waits for the running task without limit; the flag below makes that task give its job back at once.
 """

@@ -1,7 +1,7 @@
 """The child's end of the protocol between a supervisor and the process that does one job.
 
-The supervisor execs `python -m worker.<trainer|packer> JOB_FILE EVENTS_FD SUPERVISOR_PID`. The child reads the job
-file (JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
+The supervisor execs `python -m worker.<trainer|packer|predictor> JOB_FILE EVENTS_FD SUPERVISOR_PID`. The child reads
+the job file (JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
 
     {"event": "epoch", "data": {...}, "checkpoint": "file"?}     something happened; the file is to be kept
     {"done": {...}}                                              the result; the child then exits 0
@@ -37,6 +37,15 @@ class Child:
         end_with(supervisor, signal.SIGKILL)
         threading.Thread(target=_exit_when_input_closes, daemon=True).start()
         return cls(json.loads(job_file.read_text()), job_file.parent, events)
+
+    def torch_device(self) -> str:
+        """Limit torch to the threads of the job file -> the device it names, a GPU for `auto` where there is one."""
+        import torch
+
+        if self.job["threads"]:
+            torch.set_num_threads(self.job["threads"])
+        device: str = self.job["device"]
+        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
     def event(self, name: str, data: dict[str, Any], *, checkpoint: str | None = None) -> None:
         self._write({"event": name, "data": data} | ({"checkpoint": checkpoint} if checkpoint else {}))

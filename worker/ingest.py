@@ -26,10 +26,14 @@ class Ingest:
         worker.objects.fetch(dataset.source_key, directory / archive, sha256=dataset.source_sha256)
         return {
             "archive": archive,
+            "task": dataset.task,
             "bad_image_fraction": worker.settings.bad_image_fraction,
             "cpu_seconds": worker.settings.ingest_cpu_seconds,
             "memory_bytes": worker.settings.ingest_memory_bytes,
         }
+
+    def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
+        """An ingest gives no checkpoints."""
 
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         assert job.dataset_id is not None

@@ -15,7 +15,6 @@ class CpuLimitReached(Exception):
 
 def main() -> None:
     child = Child.begin()
-    from bpt_core.dataset import SINGLE_LABEL
     from bpt_core.errors import DatasetError
     from bpt_core.packing import PackSettings, pack
 
@@ -31,7 +30,7 @@ def main() -> None:
         packed = pack(
             child.directory / job["archive"],
             shards,
-            PackSettings(bad_image_fraction_limit=job["bad_image_fraction"]),
+            PackSettings(task=job["task"], bad_image_fraction_limit=job["bad_image_fraction"]),
             on_progress,
         )
     except DatasetError as error:
@@ -45,7 +44,7 @@ def main() -> None:
         {
             "shards": [f"shards/{path.name}" for path in packed.shards],
             "class_names": list(packed.class_names),
-            "task": SINGLE_LABEL,
+            "task": job["task"],
             "report": packed.report,
         }
     )

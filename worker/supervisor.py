@@ -36,13 +36,17 @@ PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "HF_", "TORCH_")
 
 
 class Kind(Protocol):
-    """What differs between kinds of work: worker/tune.py and worker/ingest.py."""
+    """What differs between kinds of work: worker/tune.py, worker/ingest.py and worker/batch.py."""
 
     child: str
     crash_code: str
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
         """Put what the child needs into `directory` -> the content of the job file."""
+        ...
+
+    def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
+        """Note where a checkpoint lies that the child gave with the event of this data."""
         ...
 
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
@@ -194,7 +198,7 @@ def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
 
     def write(session: Session) -> None:
         if stored is not None:
-            jobs.keep_checkpoint(session, attempt.fence, {**stored, "epoch": message["data"]["epoch"]})
+            attempt.kind.keep(session, attempt.job, stored, message["data"])
         jobs.record(session, attempt.fence, message["event"], message["data"])
 
     _write(attempt, write)

@@ -8,6 +8,7 @@ from bpt_store.models import JobKind
 from bpt_store.queue import task_name
 from bpt_store.settings import load_settings
 from worker.app import app, stopping
+from worker.batch import BatchPredict
 from worker.context import Worker
 from worker.ingest import Ingest
 from worker.supervisor import work
@@ -27,3 +28,8 @@ def ingest() -> None:
 @app.task(name=task_name(JobKind.TUNE))
 def tune() -> None:
     work(_worker(), JobKind.TUNE, Tune())
+
+
+@app.task(name=task_name(JobKind.BATCH_PREDICT))
+def batch_predict() -> None:
+    work(_worker(), JobKind.BATCH_PREDICT, BatchPredict())

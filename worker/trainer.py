@@ -32,11 +32,7 @@ def main() -> None:
     from bpt_core.tuning import tune
 
     job = child.job
-    if job["threads"]:
-        torch.set_num_threads(job["threads"])
-    device = job["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = child.torch_device()
 
     def on_epoch(epoch: Epoch, make_checkpoint: Callable[[], bytes]) -> None:
         name = f"checkpoint-{epoch.epoch}.safetensors"

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from bpt_core import catalog
 from bpt_core.recipe import Recipe, parameter_count
-from bpt_store import datasets, jobs, prompt_sets
+from bpt_store import jobs, prompt_sets
 from bpt_store.models import Job
+from worker import inputs
 from worker.context import Worker
 
 
@@ -20,20 +21,13 @@ class Tune:
     crash_code = "trainer_crashed"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
-        assert job.dataset_id is not None
-        with worker.database.customer(job.customer_id) as session:
-            shards = datasets.get(session, job.dataset_id).shards
-        names = []
-        for shard in shards:
-            names.append(Path(shard["key"]).name)
-            worker.objects.fetch(shard["key"], directory / names[-1], sha256=shard["sha256"])
         if job.checkpoint is not None:
             worker.objects.fetch(job.checkpoint["key"], directory / "resume", sha256=job.checkpoint["sha256"])
         return {
-            "shards": names,
+            "shards": inputs.fetch_shards(worker, job, directory),
             "checkpoint": "resume" if job.checkpoint is not None else None,
             "backbone": job.payload["backbone"],
-            "weights": _local_weights(worker, job.payload["backbone"]),
+            "weights": inputs.local_weights(worker, job.payload["backbone"]),
             "recipe": job.payload["recipe"],
             "search": job.payload.get("search"),
             "device": worker.settings.device,
@@ -45,6 +39,9 @@ class Tune:
                 "token_bytes": worker.settings.trainer_kept_bytes,
             },
         }
+
+    def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
+        jobs.keep_checkpoint(session, jobs.fence_of(job), {**stored, "epoch": data["epoch"]})
 
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         """A tuning job has nothing beyond code and detail."""
@@ -80,9 +77,3 @@ class Tune:
             )
 
         return finish
-
-
-def _local_weights(worker: Worker, backbone: str) -> str | None:
-    """A weights file the operator put beside the service, if there is one for this backbone."""
-    path = catalog.local_weights(worker.settings.weights_directory, backbone)
-    return str(path) if path is not None else None

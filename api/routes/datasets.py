@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 @router.post(
     "",
     status_code=201,
-    summary="Upload a dataset: a zip of class folders as the raw body",
+    summary="Upload a dataset: a zip of class folders, or of images without labels, as the raw body",
     responses=responses(
         "payload_too_large",
         "request_timeout",
@@ -64,6 +64,10 @@ async def create_dataset(
     services: ServicesDep,
     identity: Annotated[Identity, Depends(require(Scope.DATASETS_WRITE))],
     name: Annotated[schemas.Name, Query(description="what you call it")],
+    task: Annotated[
+        Literal["single-label", "unlabelled"],
+        Query(description="`unlabelled`: images in any folders, all in the split test, to predict and not to tune on"),
+    ] = "single-label",
     content_type: Annotated[str, Header()] = "",
     content_length: Annotated[int | None, Header(ge=0)] = None,
     content_digest: Annotated[str | None, Header(description="sha-256=:<base64>:, checked if given")] = None,
@@ -79,7 +83,7 @@ async def create_dataset(
     async def in_transaction(action: Callable[[Session], Result]) -> Result:
         return await run_in_threadpool(_transaction, services, customer_id, action)
 
-    dataset = await in_transaction(lambda session: datasets.begin_upload(session, customer_id, name, {}, ".zip"))
+    dataset = await in_transaction(lambda session: datasets.begin_upload(session, customer_id, name, {}, ".zip", task))
     assert dataset.source_key is not None
     body = _Body(request, limit_bytes, services.settings.upload_stall_seconds)
     try:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from api import schemas
 from api.deps import After, Limit, PromptsReadSession
 from api.problems import responses
-from bpt_store import ids, models, prompt_sets
+from bpt_store import aliases, ids, models, prompt_sets
 from bpt_store.errors import NotFound
 from bpt_store.paging import page
 
@@ -25,15 +25,17 @@ def list_prompt_sets(
 ) -> schemas.Page[schemas.PromptSet]:
     cursor = ids.parse(ids.PROMPT_SET, after) if after else None
     rows, has_more = page(session, select(models.PromptSet), models.PromptSet.id, cursor, limit)
-    newest = prompt_sets.newest_versions(session, [row.id for row in rows])
-    data = [schemas.PromptSet.of(row, newest.get(row.id)) for row in rows]
+    shown = [row.id for row in rows]
+    newest, named = prompt_sets.newest_versions(session, shown), aliases.versions(session, shown)
+    data = [schemas.PromptSet.of(row, newest.get(row.id), named.get(row.id, {})) for row in rows]
     return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{name}", summary="Show a prompt set", responses=responses("not_found"))
 def get_prompt_set(name: str, session: PromptsReadSession) -> schemas.PromptSet:
     row = prompt_sets.get(session, name)
-    return schemas.PromptSet.of(row, prompt_sets.newest_versions(session, [row.id]).get(row.id))
+    newest, named = prompt_sets.newest_versions(session, [row.id]), aliases.versions(session, [row.id])
+    return schemas.PromptSet.of(row, newest.get(row.id), named.get(row.id, {}))
 
 
 @router.get("/{name}/versions", summary="List the versions of a prompt set", responses=responses("not_found"))

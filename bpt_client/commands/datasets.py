@@ -25,12 +25,15 @@ def upload(
         Path, typer.Argument(help="A zip, or a folder: one folder per class, or train/ val/ test/ with those.")
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's or folder's name.")] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Images in any folders, to predict and not to tune on.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Until the dataset is ready, or was refused.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Upload a dataset."""
     with connect(context) as client:
-        dataset = _upload(client, path, name)
+        dataset = _upload(client, path, name, unlabelled)
         if wait:
             with errors().status("validating ..."):
                 dataset = client.datasets.wait(dataset.id)
@@ -81,14 +84,17 @@ def delete(
         client.datasets.delete(dataset)
 
 
-def _upload(client: Client, path: Path, name: str | None) -> Dataset:
+def _upload(client: Client, path: Path, name: str | None, unlabelled: bool) -> Dataset:
     console = errors()
     with Progress(
         TextColumn("uploading"), BarColumn(), DownloadColumn(), console=console, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=None)
         return client.datasets.upload(
-            path, name=name, on_sent=lambda sent, total: bar.update(task, completed=sent, total=total)
+            path,
+            name=name,
+            unlabelled=unlabelled,
+            on_sent=lambda sent, total: bar.update(task, completed=sent, total=total),
         )
 
 
@@ -102,6 +108,7 @@ def _show(dataset: Dataset, json: bool) -> None:
             ("id", dataset.id),
             ("name", dataset.name),
             ("state", dataset.state),
+            ("task", dataset.task),
             ("error", f"{error.detail} ({error.code})" if error else None),
             ("archive", size(source.bytes) if source else None),
             ("sha256", source.sha256 if source else None),

@@ -1,25 +1,25 @@
-"""`bpt prompt-sets` and `bpt predict`."""
+"""`bpt prompt-sets`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from bpt_client.client import Client
 from bpt_client.commands.connection import JsonOption, LimitOption, connect
-from bpt_client.errors import ApiError, InputError, InvalidRequest
-from bpt_client.models import ImagePrediction, Problem, ServedVersion
-from bpt_client.terminal import first, percent, plain, show_facts, show_json, show_table, size
+from bpt_client.errors import InputError
+from bpt_client.models import Alias
+from bpt_client.prompt_sets import ANY
+from bpt_client.terminal import first, percent, show_facts, show_json, show_table, size
 
-app = typer.Typer(no_args_is_help=True, help="List prompt sets, look at their versions, download artifacts.")
+app = typer.Typer(
+    no_args_is_help=True, help="List prompt sets, look at their versions, move their aliases, download artifacts."
+)
 
 NameArgument = Annotated[str, typer.Argument(help="The prompt set's name, or name:version.")]
-
-_IMAGES_PER_REQUEST = 32  # below the service's limit, and small enough to keep answers coming
+OnlyNameArgument = Annotated[str, typer.Argument(help="The prompt set's name.")]
+AliasArgument = Annotated[str, typer.Argument(help="production, staging, any name.")]
 
 
 @app.command("list")
@@ -30,8 +30,8 @@ def list_prompt_sets(context: typer.Context, limit: LimitOption = 100, json: Jso
     if json:
         show_json(found)
     else:
-        rows = [(each.name, each.latest_version, each.id, each.created_at) for each in found]
-        show_table(("name", "version", "id", "created"), rows)
+        rows = [(each.name, each.latest_version, _aliases(each.aliases), each.id, each.created_at) for each in found]
+        show_table(("name", "version", "aliases", "id", "created"), rows)
 
 
 @app.command()
@@ -72,6 +72,7 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
         rows = [
             (
                 f"{name}:{each.version}",
+                " ".join(alias for alias, at in prompt_set.aliases.items() if at == each.version) or None,
                 each.method.type if each.method else None,
                 percent(each.metrics.val.score) if each.metrics.val else None,
                 percent(each.metrics.test.score) if each.metrics.test else None,
@@ -80,7 +81,61 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
             )
             for each in versions
         ]
-        show_table(("version", "method", "validation", "test", "artifact", "created"), rows)
+        show_table(("version", "aliases", "method", "validation", "test", "artifact", "created"), rows)
+
+
+@app.command()
+def alias(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    alias: AliasArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Where it is to point.")],
+    expected_version: Annotated[
+        int | None, typer.Option(help="Refuse unless it points there now; 0: unless it does not exist yet.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Point an alias at a version, from the very next prediction on."""
+    expected = ANY if expected_version is None else expected_version or None
+    with connect(context) as client:
+        moved = client.prompt_sets.move_alias(name, alias, version, expected_version=expected)
+    _show_alias(moved, json)
+
+
+@app.command()
+def unalias(context: typer.Context, name: OnlyNameArgument, alias: AliasArgument) -> None:
+    """Remove an alias; its history stays."""
+    with connect(context) as client:
+        client.prompt_sets.remove_alias(name, alias)
+
+
+@app.command()
+def rollback(context: typer.Context, name: OnlyNameArgument, alias: AliasArgument, json: JsonOption = False) -> None:
+    """Move an alias back to the version before its last move; twice is where it began."""
+    with connect(context) as client:
+        moved = client.prompt_sets.rollback_alias(name, alias)
+    _show_alias(moved, json)
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    alias: AliasArgument,
+    limit: LimitOption = 100,
+    json: JsonOption = False,
+) -> None:
+    """Show the moves of an alias, newest first."""
+    with connect(context) as client:
+        found = first(client.prompt_sets.alias_history(name, alias), limit)
+    if json:
+        show_json(found)
+    else:
+        rows = [
+            (each.number, each.from_version, each.to_version, each.moved_at, each.actor, each.request_id)
+            for each in found
+        ]
+        show_table(("number", "from", "to", "moved", "by", "request"), rows)
 
 
 @app.command()
@@ -98,59 +153,17 @@ def download(
     show_facts([("file", path), ("sha256", facts.artifact_sha256), ("size", size(facts.artifact_bytes))])
 
 
-def predict(
-    context: typer.Context,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    prompt_set: Annotated[str, typer.Option(help="Its newest version, or name:version.")],
-    top_k: Annotated[int, typer.Option(min=1, help="Labels per image.")] = 3,
-    json: JsonOption = False,
-) -> None:
-    """Classify images; exit code 1 if one of them could not be read."""
-    with connect(context) as client:
-        served, answers = _predict(client, images, prompt_set, top_k)
+def _show_alias(alias: Alias, json: bool) -> None:
     if json:
-        show_json({"prompt_set": served, "data": answers})
+        show_json(alias)
     else:
-        rows = [
-            (image, Text(plain(answer.error.detail), style="red") if answer.error else _labels(answer))
-            for image, answer in zip(images, answers, strict=True)
-        ]
-        show_table(("image", f"{served.name}:{served.version}"), rows)
-    if any(answer.error for answer in answers):
-        raise typer.Exit(1)
+        show_facts(
+            [("alias", f"{alias.prompt_set}@{alias.alias}"), ("version", alias.version), ("moved", alias.moved_at)]
+        )
 
 
-def _predict(
-    client: Client, images: list[Path], prompt_set: str, top_k: int
-) -> tuple[ServedVersion, list[ImagePrediction]]:
-    """All images in portions, all by the same version, however long it takes."""
-    served: ServedVersion | None = None
-    answers: list[ImagePrediction] = []
-    refused: ApiError | None = None
-    for start in range(0, len(images), _IMAGES_PER_REQUEST):
-        portion = images[start : start + _IMAGES_PER_REQUEST]
-        try:
-            answer = client.predict(portion, prompt_set, top_k=top_k)
-        except InvalidRequest as error:
-            if error.param != "images":
-                raise
-            # Not one image of the portion can be read; those of the next ones may be fine.
-            refused, problem = error, Problem(error.code, error.detail)
-            answers += [
-                ImagePrediction(start + index, path.name, error.status, error=problem)
-                for index, path in enumerate(portion)
-            ]
-            continue
-        served = answer.prompt_set
-        prompt_set = f"{served.name}:{served.version}"
-        answers += [replace(each, index=start + each.index) for each in answer.data]
-    if served is None:
-        raise refused or InputError("there are no images to predict")
-    return served, answers
-
-
-def _labels(answer: ImagePrediction) -> str:
-    return "  ".join(f"{each.label} {100 * each.score:.1f} %" for each in answer.predictions)
+def _aliases(aliases: dict[str, int]) -> str | None:
+    return " ".join(f"{alias}:{version}" for alias, version in aliases.items()) or None
 
 
 def _split(name: str) -> tuple[str, int | None]:

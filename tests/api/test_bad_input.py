@@ -15,7 +15,7 @@ from tests import archives
 from tests.service import Customer, Service, eventually
 
 ZIP = {"Content-Type": "application/zip"}
-TABLES = ("datasets", "jobs", "job_events", "prompt_sets", "prompt_set_versions")
+TABLES = ("datasets", "jobs", "job_events", "prompt_sets", "prompt_set_versions", "prompt_set_aliases", "alias_moves")
 
 
 def rows_of(customer: Customer) -> dict[str, int]:
@@ -319,7 +319,13 @@ def test_somebody_elses_things_are_404_and_unchanged(
         http.build_request("GET", "/v1/prompt-sets/theirs/versions"),
         http.build_request("GET", "/v1/prompt-sets/theirs/versions/1"),
         http.build_request("GET", "/v1/prompt-sets/theirs/versions/1/artifact"),
-        http.build_request("POST", "/v1/predictions", data={"prompt_set": "theirs"}, files={"images": b"x"}),
+        http.build_request("GET", "/v1/prompt-sets/theirs/aliases"),
+        http.build_request("GET", "/v1/prompt-sets/theirs/aliases/production"),
+        http.build_request("PUT", "/v1/prompt-sets/theirs/aliases/production", json={"version": 1}),
+        http.build_request("POST", "/v1/prompt-sets/theirs/aliases/production/rollback"),
+        http.build_request("DELETE", "/v1/prompt-sets/theirs/aliases/production"),
+        http.build_request("GET", "/v1/prompt-sets/theirs/aliases/production/history"),
+        http.build_request("POST", "/v1/predictions", data={"prompt_sets": "theirs"}, files={"images": b"x"}),
     ):
         assert_problem(http.send(request), 404, "not_found")
     assert rows_of(customer) == NOTHING
@@ -346,12 +352,105 @@ def test_more_unfinished_jobs_than_allowed_is_429_and_leaves_nothing(service: Se
         assert http.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
 
 
+# --- aliases ---
+
+
+@pytest.fixture
+def birds(service: Service, customer: Customer) -> str:
+    """The URL of a prompt set's aliases; its versions 1 and 2 are nothing one could predict with."""
+    service.rows(
+        "WITH made AS (INSERT INTO prompt_sets (customer_id, name) VALUES (:customer, 'birds') RETURNING id) "
+        "INSERT INTO prompt_set_versions (prompt_set_id, version, customer_id, artifact, artifact_sha256, "
+        "artifact_bytes, backbone, backbone_fingerprint, class_names, recipe, parameters, metrics) "
+        "SELECT id, version, :customer, '', '', 0, '', '', '[]', '{}', 0, '{}' "
+        "FROM made, generate_series(1, 2) version RETURNING version",
+        customer=customer.uuid,
+    )
+    return "/v1/prompt-sets/birds/aliases"
+
+
+@pytest.mark.parametrize(
+    ("alias", "body", "status", "code"),
+    [
+        ("production", {"version": 3}, 404, "not_found"),
+        ("production", {"version": 2, "expected_version": 1}, 409, "alias_moved"),
+        ("production", {"version": 0}, 422, "invalid_request"),
+        ("production", {"version": 2**31}, 422, "invalid_request"),
+        ("production", {"version": None}, 422, "invalid_request"),
+        ("production", {}, 422, "invalid_request"),
+        ("production", {"version": 1, "surprise": 1}, 422, "invalid_request"),
+        ("latest", {"version": 1}, 422, "alias_reserved"),
+        ("Production", {"version": 1}, 422, "invalid_request"),
+        ("a@b", {"version": 1}, 422, "invalid_request"),
+        ("nul%00", {"version": 1}, 422, "invalid_request"),
+        ("x" * 65, {"version": 1}, 422, "invalid_request"),
+    ],
+)
+def test_a_move_that_cannot_be_is_refused_and_leaves_nothing(
+    customer: Customer, http: httpx.Client, birds: str, alias: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    before = rows_of(customer)
+    assert_problem(http.put(f"{birds}/{alias}", json=body), status, code)
+    assert rows_of(customer) == before
+
+
+def test_a_move_of_an_alias_that_is_elsewhere_is_409_and_says_where(http: httpx.Client, birds: str) -> None:
+    url = f"{birds}/production"
+    assert http.put(url, json={"version": 2, "expected_version": None}).json()["version"] == 2
+    for expected in (None, 1):
+        reply = http.put(url, json={"version": 1, "expected_version": expected})
+        assert "version 2" in assert_problem(reply, 409, "alias_moved")["detail"]
+    assert http.get(url).json()["version"] == 2
+    assert_problem(http.post(f"{url}/rollback"), 409, "alias_no_history")
+    assert http.put(url, json={"version": 1, "expected_version": 2}).json()["version"] == 1
+
+
+def test_an_alias_that_is_not_there_is_404(http: httpx.Client, birds: str) -> None:
+    for method, path in (("GET", ""), ("POST", "/rollback"), ("DELETE", ""), ("GET", "/history")):
+        assert_problem(http.request(method, f"{birds}/production{path}"), 404, "not_found")
+        assert_problem(http.request(method, f"{birds}/nul%00{path}"), 422, "invalid_request")
+    for name in ("nothing", "nul%00", "birds:1"):
+        assert_problem(http.get(f"/v1/prompt-sets/{name}/aliases"), 404, "not_found")
+        assert_problem(http.put(f"/v1/prompt-sets/{name}/aliases/a", json={"version": 1}), 404, "not_found")
+
+
+def test_times_and_pages_of_an_alias_that_are_none_are_refused(http: httpx.Client, birds: str) -> None:
+    http.put(f"{birds}/production", json={"version": 1})
+    for time in ("yesterday", "2026-01-01T00:00:00", ""):
+        assert_problem(http.get(f"{birds}/production", params={"as_of": time}), 422, "invalid_request")
+    for time in ("2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"):
+        assert_problem(http.get(f"{birds}/production", params={"as_of": time}), 404, "not_found")
+    later = http.get(f"{birds}/production", params={"as_of": "9999-12-31T23:59:59-14:00"})
+    assert later.json()["version"] == 1
+    for after in ("x", "-1", "1" * 10):
+        assert_problem(http.get(f"{birds}/production/history", params={"after": after}), 404, "not_found")
+
+
+def test_one_alias_too_many_is_409(service: Service, customer: Customer, http: httpx.Client, birds: str) -> None:
+    service.rows(
+        "INSERT INTO prompt_set_aliases SELECT id, 'a' || number, customer_id, 1, now() "
+        "FROM prompt_sets, generate_series(1, 100) number WHERE customer_id = :customer RETURNING 1",
+        customer=customer.uuid,
+    )
+    assert_problem(http.put(f"{birds}/production", json={"version": 1}), 409, "alias_limit")
+    assert len(http.get(birds).json()["data"]) == 100
+
+
+def test_a_key_that_may_only_read_prompt_sets_moves_nothing(service: Service) -> None:
+    reader = service.new_customer(scopes=["prompts:read", "predict"])
+    with reader.http() as http:
+        assert_problem(http.get("/v1/prompt-sets/birds/aliases"), 404, "not_found")
+        for method, path in (("PUT", ""), ("POST", "/rollback"), ("DELETE", "")):
+            reply = http.request(method, f"/v1/prompt-sets/birds/aliases/production{path}", json={"version": 1})
+            assert_problem(reply, 403, "insufficient_scope")
+
+
 # --- predictions ---
 
 
 @pytest.mark.parametrize("reference", ["nothing", "nothing:1", "", "a b", "x" * 101])
 def test_an_unknown_prompt_set_is_refused(http: httpx.Client, reference: str) -> None:
-    reply = http.post("/v1/predictions", data={"prompt_set": reference}, files={"images": archives.picture()})
+    reply = http.post("/v1/predictions", data={"prompt_sets": reference}, files={"images": archives.picture()})
     assert reply.status_code in (404, 422), reply.text
     assert reply.json()["code"] in ("not_found", "invalid_request")
 
@@ -362,7 +461,7 @@ def test_a_prompt_set_whose_job_has_not_finished_is_not_found(
     owner, dataset = ready
     job = owner.tune(dataset, "unfinished", hyperparameters={"epochs": 500})
     with owner.http() as http:
-        reply = http.post("/v1/predictions", data={"prompt_set": "unfinished"}, files={"images": archives.picture()})
+        reply = http.post("/v1/predictions", data={"prompt_sets": "unfinished"}, files={"images": archives.picture()})
         assert_problem(reply, 404, "not_found")
         http.post(f"/v1/tuning-jobs/{job['id']}/cancel")
     owner.finished(job)
@@ -375,7 +474,7 @@ def test_images_that_are_none_or_too_many_or_too_large_are_refused(ready: tuple[
 
         def predict(*images: bytes) -> httpx.Response:
             return http.post(
-                "/v1/predictions", data={"prompt_set": "small"}, files=[("images", ("i", data)) for data in images]
+                "/v1/predictions", data={"prompt_sets": "small"}, files=[("images", ("i", data)) for data in images]
             )
 
         assert_problem(predict(b""), 422, "image_corrupt")
@@ -383,7 +482,7 @@ def test_images_that_are_none_or_too_many_or_too_large_are_refused(ready: tuple[
         assert_problem(predict(archives.picture()[:500]), 422, "image_corrupt")
         assert_problem(predict(*[archives.picture()] * 17), 413, "payload_too_large")
         assert_problem(predict(bytes(2_000_001)), 413, "payload_too_large")
-        missing = http.post("/v1/predictions", data={"prompt_set": "small"})
+        missing = http.post("/v1/predictions", files={"prompt_sets": (None, "small")})
         assert_problem(missing, 422, "invalid_request")
 
 
@@ -400,9 +499,139 @@ def test_an_artifact_that_changed_in_the_database_is_never_served(
         customer=owner.uuid,
     )
     with owner.http() as http:
-        reply = http.post("/v1/predictions", data={"prompt_set": "spoilt"}, files={"images": archives.picture()})
+        reply = http.post("/v1/predictions", data={"prompt_sets": "spoilt"}, files={"images": archives.picture()})
         assert_problem(reply, 503, "artifact_integrity")
         assert_problem(http.get("/v1/prompt-sets/spoilt/versions/1/artifact"), 503, "artifact_integrity")
+
+
+# --- batch predictions ---
+
+
+@pytest.fixture(scope="module")
+def published(ready: tuple[Customer, dict[str, Any]]) -> tuple[Customer, dict[str, Any]]:
+    """The same, with the prompt set `batched`."""
+    owner, dataset = ready
+    assert owner.finished(owner.tune(dataset, "batched"))["state"] == "succeeded"
+    return owner, dataset
+
+
+@pytest.fixture
+def waiting(service: Service) -> Iterator[None]:
+    """Batch predictions are accepted and not begun."""
+    workers = service.processes("--queues batch_predict")
+    for worker in workers:
+        worker.suspend()
+    yield
+    for worker in workers:
+        worker.resume()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"surprise": 1}, 422, "invalid_request"),
+        ({"prompt_sets": []}, 422, "invalid_request"),
+        ({"prompt_sets": ["batched"] * 17}, 422, "invalid_request"),
+        ({"prompt_sets": "batched"}, 422, "invalid_request"),
+        ({"prompt_sets": ["batched\u0000"]}, 422, "invalid_request"),
+        ({"prompt_sets": [""]}, 422, "invalid_request"),
+        ({"top_k": 0}, 422, "invalid_request"),
+        ({"top_k": 101}, 422, "invalid_request"),
+        ({"split": "all"}, 422, "invalid_request"),
+        ({"metadata": {"k": "v" * 513}}, 422, "invalid_request"),
+        ({"prompt_sets": ["batched", "unheard-of"]}, 404, "not_found"),
+        ({"prompt_sets": ["batched:99"]}, 404, "not_found"),
+        ({"prompt_sets": ["batched@nowhere"]}, 404, "not_found"),
+        ({"prompt_sets": ["No Such Name!"]}, 404, "not_found"),
+        ({"dataset": "ds_" + "0" * 32}, 404, "not_found"),
+        ({"dataset": "birds"}, 404, "not_found"),
+    ],
+)
+def test_a_batch_prediction_that_cannot_work_is_refused_and_leaves_nothing(
+    published: tuple[Customer, dict[str, Any]], change: dict[str, Any], status: int, code: str
+) -> None:
+    owner, dataset = published
+    before = rows_of(owner)
+    with owner.http() as http:
+        body = {"dataset": dataset["id"], "prompt_sets": ["batched"], **change}
+        reply = http.post("/v1/batch-predictions", json=body)
+    assert_problem(reply, status, code)
+    assert rows_of(owner) == before
+
+
+def test_a_dataset_that_is_not_ready_cannot_be_predicted(published: tuple[Customer, dict[str, Any]]) -> None:
+    owner, _ = published
+    failed = owner.upload(archives.zipped({}), "failed", task="unlabelled")
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "dataset_empty")
+    with owner.http() as http:
+        body = {"dataset": failed["id"], "prompt_sets": ["batched"]}
+        assert_problem(http.post("/v1/batch-predictions", json=body), 409, "dataset_not_ready")
+
+
+def test_a_task_that_is_none_is_422(customer: Customer, http: httpx.Client) -> None:
+    query = {"name": "d", "task": "guess"}
+    reply = http.post("/v1/datasets", params=query, content=archives.flowers(), headers=ZIP)
+    assert_problem(reply, 422, "invalid_request")
+    assert rows_of(customer) == NOTHING
+
+
+def test_an_unfinished_batch_prediction_holds_its_dataset_and_has_no_results(
+    published: tuple[Customer, dict[str, Any]], waiting: None
+) -> None:
+    owner, dataset = published
+    made = [owner.predict_batch(dataset, "batched") for _ in range(3)]
+    before = rows_of(owner)
+    with owner.http() as http:
+        body = {"dataset": dataset["id"], "prompt_sets": ["batched"]}
+        refused = http.post("/v1/batch-predictions", json=body)
+        assert_problem(refused, 429, "queue_limit")
+        assert int(refused.headers["retry-after"]) > 0
+        assert rows_of(owner) == before
+        assert_problem(http.delete(f"/v1/datasets/{dataset['id']}"), 409, "dataset_in_use")
+        url = f"/v1/batch-predictions/{made[0]['id']}"
+        assert_problem(http.get(f"{url}/results"), 409, "job_unfinished")
+        assert_problem(http.get(f"{url}/results?format=xlsx"), 422, "invalid_request")
+        assert_problem(http.delete(url), 409, "job_unfinished")
+        listed = http.get("/v1/batch-predictions", params={"state": "queued", "limit": 2}).json()
+        assert [each["id"] for each in listed["data"]] == [made[2]["id"], made[1]["id"]]
+        assert listed["has_more"] is True
+        for job in made:
+            assert http.post(f"/v1/batch-predictions/{job['id']}/cancel").json()["state"] == "cancelled"
+        assert_problem(http.post(f"{url}/cancel"), 409, "job_terminal")
+        assert_problem(http.get(f"{url}/results"), 409, "job_unfinished")
+        # A job of one kind is none of another.
+        assert_problem(http.get(f"/v1/tuning-jobs/{made[0]['id']}"), 404, "not_found")
+        for job in made:
+            assert http.delete(f"/v1/batch-predictions/{job['id']}").status_code == 204
+        assert_problem(http.get(url), 404, "not_found")
+
+
+def test_somebody_elses_batch_predictions_are_404_and_need_the_scope_predict(
+    service: Service, published: tuple[Customer, dict[str, Any]], customer: Customer, http: httpx.Client, waiting: None
+) -> None:
+    owner, dataset = published
+    job = owner.predict_batch(dataset, "batched")
+    url = f"/v1/batch-predictions/{job['id']}"
+    body = {"dataset": dataset["id"], "prompt_sets": ["batched"]}
+    requests = [
+        ("GET", url),
+        ("DELETE", url),
+        ("POST", f"{url}/cancel"),
+        ("GET", f"{url}/events"),
+        ("GET", f"{url}/results"),
+    ]
+    for verb, path in requests:
+        assert_problem(http.request(verb, path), 404, "not_found")
+    assert_problem(http.post("/v1/batch-predictions", json=body), 404, "not_found")
+    assert rows_of(customer) == NOTHING
+    tuner = service.new_customer(scopes=["datasets:read", "datasets:write", "jobs:read", "jobs:write", "prompts:read"])
+    with tuner.http() as other:
+        for verb, path in (*requests, ("GET", "/v1/batch-predictions")):
+            assert_problem(other.request(verb, path), 403, "insufficient_scope")
+        assert_problem(other.post("/v1/batch-predictions", json=body), 403, "insufficient_scope")
+    assert owner.job(job)["state"] == "queued"
+    with owner.http() as http:
+        assert http.post(f"{url}/cancel").json()["state"] == "cancelled"
 
 
 # --- ids and paths ---

@@ -56,6 +56,8 @@ def test_every_reference_in_the_openapi_leads_somewhere(openapi: dict[str, Any])
 def test_stable_ids_are_the_ones_clients_know(openapi: dict[str, Any]) -> None:
     known = {operation["operationId"] for _, _, operation in operations(openapi)}
     assert {"createDataset", "createTuningJob", "cancelTuningJob", "listPromptSets", "createPredictions"} <= known
+    assert {"createBatchPrediction", "cancelBatchPrediction", "downloadBatchPredictionResults"} <= known
+    assert {"listPromptSetAliases", "movePromptSetAlias", "rollbackPromptSetAlias"} <= known
 
 
 def test_every_code_has_a_sensible_status() -> None:

@@ -162,8 +162,8 @@ def test_images_are_predicted_in_portions_by_one_version(server: Server, bpt: An
     used = {"name": "flowers", "version": 2, "artifact_sha256": "ab", "backbone": "vit", "backbone_fingerprint": "f"}
 
     def answer(count: int) -> Any:
-        data = [{"index": at, "predictions": [{"label": "daisy", "score": 0.5}]} for at in range(count)]
-        return server.json({"prompt_set": used, "data": data})
+        seen = {"prompt_set": "flowers:2", "labels": ["daisy"], "predictions": [{"label": "daisy", "score": 0.5}]}
+        return server.json({"prompt_sets": [used], "data": [{"index": at, "results": [seen]} for at in range(count)]})
 
     server.will(answer(32), answer(8))
     code, out, _ = bpt("predict", *map(str, paths), "--prompt-set", "flowers", "--json")
@@ -177,6 +177,43 @@ def test_images_are_predicted_in_portions_by_one_version(server: Server, bpt: An
     assert code == 1
     assert out.count("daisy") == 32
     assert out.count("no image could be read") == 8
+
+
+def test_an_alias_is_moved_rolled_back_and_removed(server: Server, bpt: Any) -> None:
+    alias = {"prompt_set": "flowers", "alias": "production", "version": 2, "moved_at": "2026-01-02T03:04:05Z"}
+    server.will(server.json(alias), server.json(alias), server.json(alias), server.json(alias), server.raw(204))
+    code, out, _ = bpt("prompt-sets", "alias", "flowers", "production", "2")
+    assert (code, out.splitlines()[:2]) == (0, ["alias    flowers@production", "version  2"])
+    bpt("prompt-sets", "alias", "flowers", "production", "2", "--expected-version", "1")
+    bpt("prompt-sets", "alias", "flowers", "production", "2", "--expected-version", "0")
+    code, out, _ = bpt("prompt-sets", "rollback", "flowers", "production", "--json")
+    assert json.loads(out)["version"] == 2
+    assert bpt("prompt-sets", "unalias", "flowers", "production") == (0, "", "")
+    assert [(each.method, each.body and json.loads(each.body)) for each in server.received] == [
+        ("PUT", {"version": 2}),
+        ("PUT", {"version": 2, "expected_version": 1}),
+        ("PUT", {"version": 2, "expected_version": None}),
+        ("POST", b""),
+        ("DELETE", b""),
+    ]
+
+
+def test_aliases_are_shown_with_prompt_sets_versions_and_their_history(server: Server, bpt: Any) -> None:
+    time = "2026-01-02T03:04:05Z"
+    aliases = {"production": 1, "staging": 2, "tests": 2}
+    flowers = {"id": "ps_1", "name": "flowers", "latest_version": 2, "aliases": aliases, "created_at": time}
+    version = {"prompt_set": "flowers", "artifact_sha256": "ab", "artifact_bytes": 8, "backbone": "vit"}
+    version |= {"backbone_fingerprint": "f", "class_names": ["daisy"], "created_at": time}
+    server.will(server.page(flowers))
+    assert "production:1 staging:2 tests:2" in bpt("prompt-sets", "list")[1]
+    server.will(server.json(flowers), server.page({**version, "version": 2}, {**version, "version": 1}))
+    rows = [line.split() for line in bpt("prompt-sets", "show", "flowers")[1].splitlines()]
+    assert rows[1][:3] == ["flowers:2", "staging", "tests"]
+    assert rows[2][:2] == ["flowers:1", "production"]
+    server.will(server.page({"number": 1, "from_version": None, "to_version": 2, "actor": "key_1", "moved_at": time}))
+    head, row = bpt("prompt-sets", "history", "flowers", "production")[1].splitlines()
+    assert head.split() == ["number", "from", "to", "moved", "by", "request"]
+    assert [*row.split()[:3], *row.split()[-2:]] == ["1", "-", "2", "key_1", "-"]
 
 
 def test_a_restarted_attempt_is_told_while_a_job_is_watched() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr("bpt_client.tuning_jobs._RECONNECT_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr("bpt_client.following._RECONNECT_SECONDS", (0.02, 0.1))
     with Client(server.url, "bpt_key", timeout=5) as client:
         yield client
 

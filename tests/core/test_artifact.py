@@ -43,7 +43,8 @@ def test_a_prompt_set_predicts_exactly_the_same_after_the_round_trip(
     again = artifact.from_bytes(artifact.to_bytes(tuned))
     pictures = [images.decode(item.image) for item in flowers.items(Split.TEST)]
     predictor = Predictor(backbone)
-    assert torch.equal(predictor.predict(pictures, tuned), predictor.predict(pictures, again))
+    for before, after in zip(predictor.predict(pictures, tuned), predictor.predict(pictures, again), strict=True):
+        assert torch.equal(before.probabilities, after.probabilities)
     assert again.class_names == tuned.class_names
     assert again.method == tuned.method
     assert again.calibration == tuned.calibration
@@ -55,8 +56,8 @@ def test_the_accuracy_reported_by_tuning_is_that_of_the_served_artifact(
     result = tune(backbone, flowers, bilinear())
     served = artifact.from_bytes(artifact.to_bytes(result.prompt_set))
     items = list(flowers.items(Split.TEST))
-    probabilities = Predictor(backbone).predict([images.decode(item.image) for item in items], served)
-    hits = sum(int(row.argmax()) == item.labels[0] for row, item in zip(probabilities, items, strict=True))
+    predictions = Predictor(backbone).predict([images.decode(item.image) for item in items], served)
+    hits = sum(int(row.logits.argmax()) == item.labels[0] for row, item in zip(predictions, items, strict=True))
     assert result.test is not None
     assert result.test.score == pytest.approx(hits / len(items))
 
@@ -123,10 +124,10 @@ def test_probabilities_are_those_at_the_fitted_temperature(
     picture = images.decode(next(flowers.items(Split.TEST)).image)
     predictor = Predictor(backbone)
     plain, hot = (
-        predictor.predict([picture], dataclasses.replace(tuned, calibration=Calibration(temperature)))
+        predictor.predict([picture], dataclasses.replace(tuned, calibration=Calibration(temperature)))[0].probabilities
         for temperature in (1.0, 4.0)
     )
-    torch.testing.assert_close(hot, (plain.log() / 4).softmax(dim=1))
+    torch.testing.assert_close(hot, (plain.log() / 4).softmax(dim=0))
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])

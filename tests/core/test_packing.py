@@ -16,7 +16,7 @@ from PIL import Image
 
 from bpt_core import images
 from bpt_core.archive import ArchiveLimits
-from bpt_core.dataset import PackedDataset, Split
+from bpt_core.dataset import UNLABELLED, Item, PackedDataset, ShardWriter, Split
 from bpt_core.errors import DatasetError
 from bpt_core.packing import Packed, PackSettings, pack
 
@@ -363,6 +363,63 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="No space"):
         packed(tmp_path, pictures("cat", "dog"))
     assert list((tmp_path / "packed").iterdir()) == []
+
+
+# --- without labels ---
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.png"],
+        ["1.png", "deep/er/2.png", "train/cat/3.png", "val/dog/4.png", "test/5.png"],
+        [f"one/{number}.png" for number in range(9)],
+    ],
+    ids=["one image", "any folders", "one folder"],
+)
+def test_unlabelled_images_may_lie_anywhere_and_are_all_in_test(tmp_path: Path, names: list[str]) -> None:
+    files = {name: picture(seed) for seed, name in enumerate(names)}
+    result = packed(tmp_path, {**files, "readme.txt": b"hello"}, PackSettings(task=UNLABELLED))
+    dataset = PackedDataset(result.shards)
+    assert (result.class_names, dataset.class_names, dataset.task) == ((), (), UNLABELLED)
+    items = {item.path: item for item in dataset.items()}
+    assert set(items) == set(names)
+    for name, item in items.items():
+        assert (item.labels, item.split) == ((), Split.TEST)
+        assert images.decode(item.image).tobytes() == images.canonical(files[name]).tobytes()
+    assert result.report["images"] == {"accepted": len(names), "rejected": 0, "packed": len(names)}
+    assert (result.report["counts"], result.report["warnings"]) == ({}, [])
+    assert dataset.images() == dataset.images(Split.TEST) == len(names)
+    assert dataset.images(Split.TRAIN) == 0
+
+
+def test_unlabelled_duplicates_are_kept_and_counted(tmp_path: Path) -> None:
+    files = {"a/1.png": picture(1), "train/x/1.png": picture(1), "2.png": picture(2)}
+    result = packed(tmp_path, files, PackSettings(task=UNLABELLED))
+    assert len(PackedDataset(result.shards)) == 3
+    assert result.report["duplicates"]["within_split"]["total"] == 1
+    assert result.report["duplicates"]["across_splits"]["total"] == 0
+    assert result.report["label_conflicts"]["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({}, "dataset_empty"),
+        ({"readme.txt": b"hello"}, "dataset_empty"),
+        ({"../1.png": b"?"}, "entry_path_unsafe"),
+        ({"1.zip": b"PK\x03\x04"}, "entry_type_forbidden"),
+        ({"1.png": b"<svg/>", "2.png": picture(2)}, "too_many_bad_images"),
+    ],
+)
+def test_unlabelled_archives_are_as_untrusted_as_others(tmp_path: Path, files: dict[str, bytes], code: str) -> None:
+    assert refused(tmp_path, files, PackSettings(task=UNLABELLED)).code == code
+
+
+def test_a_dataset_without_labels_takes_none(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError), ShardWriter(tmp_path, ["cat"], UNLABELLED) as writer:
+        writer.write(Item(b"", "1.png", (0,), Split.TEST))
+    assert list(tmp_path.iterdir()) == []
 
 
 FOLDERS = st.tuples(

@@ -257,7 +257,7 @@ def test_trials_of_several_depths_and_methods_compete(backbone: Backbone, flower
     assert tuned.prompt_set.method["type"] == tuned.recipe.method
     again = artifact.from_bytes(artifact.to_bytes(tuned.prompt_set))
     picture = images.decode(next(flowers.items(Split.TEST)).image)
-    assert Predictor(backbone).predict([picture], again).shape == (1, 3)
+    assert Predictor(backbone).predict([picture], again)[0].probabilities.shape == (3,)
 
 
 def test_a_trial_that_diverges_loses_and_does_not_end_the_search(backbone: Backbone, flowers: PackedDataset) -> None:

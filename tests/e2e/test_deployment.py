@@ -191,8 +191,8 @@ def test_the_command_of_the_docs_fills_in_every_password_with_one_of_its_own(tmp
 
 
 def test_workers_run_the_command_that_bpt_up_runs() -> None:
-    for queue in ("tune", "ingest"):
-        assert command_of(f"worker-{queue}") == ["python", "-m", *worker_command(queue)]
+    for name, queue in (("tune", "tune"), ("ingest", "ingest"), ("batch", "batch_predict")):
+        assert command_of(f"worker-{name}") == ["python", "-m", *worker_command(queue)]
 
 
 def test_whatever_runs_for_long_is_started_again_and_can_be_asked_how_it_is() -> None:
@@ -220,8 +220,8 @@ def test_only_the_proxy_is_reached_from_outside_and_never_the_databases() -> Non
 
 def test_workers_are_given_more_time_to_stop_than_they_give_their_jobs() -> None:
     patience_seconds = Settings.model_fields["stop_patience_seconds"].default
-    for queue in ("tune", "ingest"):
-        assert int(SERVICES[f"worker-{queue}"]["stop_grace_period"].removesuffix("s")) >= patience_seconds + 10
+    for name in ("tune", "ingest", "batch"):
+        assert int(SERVICES[f"worker-{name}"]["stop_grace_period"].removesuffix("s")) >= patience_seconds + 10
 
 
 def test_each_volume_is_used_and_belongs_to_the_user_of_the_image() -> None:
@@ -237,7 +237,7 @@ def test_each_volume_is_used_and_belongs_to_the_user_of_the_image() -> None:
 
 def test_the_docs_take_the_gpu_from_every_service_that_reserves_one_and_mention_each_service_and_volume() -> None:
     reserving = {name for name, service in SERVICES.items() if "devices" in json.dumps(service.get("deploy", {}))}
-    assert reserving == {"predict", "worker-tune"}
+    assert reserving == {"predict", "worker-tune", "worker-batch"}
     snippet = re.search(r"## Without a GPU.*?```yaml\n(.*?)```", DOCS, re.DOTALL)
     assert snippet
     without = yaml.safe_load(snippet[1].replace("!reset ", ""))["services"]
@@ -479,7 +479,7 @@ def running(embedded: EmbeddedServices, wheel: Path, tmp_path_factory: pytest.Te
 
 @live
 def test_every_service_gets_ready_by_its_own_command_after_the_migration_and_stays(running: Running) -> None:
-    assert set(running.processes) == {"api", "predict", "worker-tune", "worker-ingest", "sweep"}
+    assert set(running.processes) == {"api", "predict", "worker-tune", "worker-ingest", "worker-batch", "sweep"}
     assert {name for name, process in running.processes.items() if process.poll() is None} == set(running.processes)
     assert running.log("sweep") == "", "it only speaks up when something is wrong or had to be mended"
 
@@ -511,7 +511,9 @@ def test_the_proxy_sends_each_route_to_the_role_that_has_it_and_hides_the_intern
     assert {"/v1/datasets", "/v1/tuning-jobs", "/v1/prompt-sets", "/v1/api-keys"} <= routes["api"] - routes["predict"]
     # The role api shows the whole interface, since behind the proxy it is the one that is asked for it.
     assert routes["predict"] < routes["api"]
-    assert routes["predict"] - HEALTH_ROUTES == {"/v1/predictions"}
+    protocol = {path for path in routes["predict"] if path == "/v2" or path.startswith("/v2/")}
+    assert {"/v2", "/v2/health/ready", "/v2/models/{name}/versions/{version}/infer"} < protocol
+    assert routes["predict"] - HEALTH_ROUTES == {"/v1/predictions", *protocol}
     for path in routes["api"] - HEALTH_ROUTES:
         assert proxied_to(path) == ("predict" if path in routes["predict"] else "api")
     assert {proxied_to(path) for path in INTERNAL_ROUTES} == {"404"}
@@ -521,7 +523,7 @@ def test_the_proxy_sends_each_route_to_the_role_that_has_it_and_hides_the_intern
 
 @live
 def test_health_checks_are_content_with_services_that_work(running: Running) -> None:
-    for name in ("api", "predict", "worker-tune", "worker-ingest"):
+    for name in ("api", "predict", "worker-tune", "worker-ingest", "worker-batch"):
         found = running.health(name)
         assert found.returncode == 0, f"{name}: {found.stdout}{found.stderr}"
 

@@ -45,7 +45,7 @@ def test_a_prompt_set_of_another_method_is_tuned_and_served(
     assert job["state"] == "succeeded", job
     assert method.items() <= job["method"].items()
     with customer.http() as http:
-        form = {"prompt_set": method["type"]}
+        form = {"prompt_sets": method["type"]}
         reply = http.post("/v1/predictions", data=form, files={"images": archives.picture(0, 500)})
         data = http.get(f"/v1/prompt-sets/{method['type']}/versions/1/artifact").content
     assert reply.status_code == 200, reply.text

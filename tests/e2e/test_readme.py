@@ -61,7 +61,9 @@ def test_the_python_example_works_as_it_stands(service: Service, place: Path) ->
         PYTHONPATH=str(README.parent),
     )
     assert "epoch" in said
-    assert said.splitlines()[-1].startswith("photo.jpg [(")
+    predicted, by_triton = said.splitlines()[-2:]
+    assert predicted.startswith("photo.jpg [(")
+    assert by_triton.startswith("[b'")
 
 
 def test_the_commands_work_as_they_stand(service: Service, place: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_real_archive_goes_from_upload_to_prediction(
     assert (job["result"]["test"] is not None) is has_test
     with customer.http() as http:
         files = [("images", (entry.rpartition("/")[2], data)) for entry, data in others.items()]
-        reply = http.post("/v1/predictions", data={"prompt_set": "real", "top_k": "5"}, files=files)
+        reply = http.post("/v1/predictions", data={"prompt_sets": "real", "top_k": "5"}, files=files)
     assert reply.status_code == 200, reply.text
     for image in reply.json()["data"]:
-        assert sum(item["score"] for item in image["predictions"]) == pytest.approx(1, abs=1e-4)
+        assert sum(item["score"] for item in image["results"][0]["predictions"]) == pytest.approx(1, abs=1e-4)

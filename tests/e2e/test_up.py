@@ -40,7 +40,8 @@ def test_a_killed_service_leaves_no_process_and_goes_on_with_its_data(short_dire
         finished = again.finished(job)
         assert (finished["state"], finished["result"]["version"]) == ("succeeded", 2)
         with again.http() as http:
-            reply = http.post("/v1/predictions", data={"prompt_set": "flowers:1"}, files={"images": archives.picture()})
+            form, files = {"prompt_sets": "flowers:1"}, {"images": archives.picture()}
+            reply = http.post("/v1/predictions", data=form, files=files)
         assert reply.status_code == 200
 
 

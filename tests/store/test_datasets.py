@@ -119,3 +119,41 @@ def test_only_a_ready_dataset_can_be_tuned_on(database: Database, customer_id: U
 def test_an_unknown_dataset_is_not_found(database: Database, customer_id: UUID) -> None:
     with pytest.raises(NotFound), database.customer(customer_id) as session:
         datasets.get(session, uuid4())
+
+
+def test_a_dataset_without_labels_is_ready_and_cannot_be_tuned_on(database: Database, customer_id: UUID) -> None:
+    with database.customer(customer_id) as session:
+        dataset = datasets.begin_upload(session, customer_id, "photos", {}, ".zip", datasets.UNLABELLED)
+        report = {"images": {"packed": 7}, "counts": {}}
+        datasets.become_ready(session, dataset.id, task=datasets.UNLABELLED, class_names=[], shards=[], report=report)
+    with database.customer(customer_id) as session:
+        found = datasets.get_ready(session, dataset.id)
+        assert [datasets.images(found, split) for split in (None, "train", "val", "test")] == [7, 0, 0, 7]
+        with pytest.raises(Conflict) as caught:
+            datasets.get_labelled(session, dataset.id)
+    assert caught.value.code == "dataset_unlabelled"
+
+
+def test_images_are_counted_by_split(database: Database, customer_id: UUID) -> None:
+    counts = {"a": {"train": 3, "val": 1, "test": 0}, "b": {"train": 2, "val": 1, "test": 4}}
+    dataset = begin(database, customer_id)
+    with database.customer(customer_id) as session:
+        report = {"images": {"packed": 11}, "counts": counts}
+        task = datasets.SINGLE_LABEL
+        datasets.become_ready(session, dataset.id, task=task, class_names=["a", "b"], shards=[], report=report)
+        found = datasets.get_labelled(session, dataset.id)
+        assert [datasets.images(found, split) for split in (None, "train", "val", "test")] == [11, 5, 2, 4]
+
+
+def test_a_dataset_that_a_batch_prediction_needs_cannot_be_deleted(database: Database, customer_id: UUID) -> None:
+    dataset = begin(database, customer_id)
+    with database.customer(customer_id) as session:
+        datasets.get(session, dataset.id).state = DatasetState.READY
+        job = jobs.create(session, customer_id, JobKind.BATCH_PREDICT, dataset_id=dataset.id, payload={})
+    with pytest.raises(Conflict) as caught, database.customer(customer_id) as session:
+        datasets.delete(session, dataset.id)
+    assert caught.value.code == "dataset_in_use"
+    with database.customer(customer_id) as session:
+        jobs.cancel(session, job.id, JobKind.BATCH_PREDICT)
+        datasets.delete(session, dataset.id)
+    assert count(database, "datasets") == 0

@@ -258,6 +258,77 @@ def test_a_newer_checkpoint_dooms_the_older_one_and_the_end_dooms_all(
     assert doomed(database) == ["one", f"jobs/{job_id.hex}/"]
 
 
+def test_parts_are_kept_in_order_once_each_and_given_up_at_the_end(database: Database, customer_id: UUID) -> None:
+    with database.customer(customer_id) as session:
+        job_id = jobs.create(session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), payload={}).id
+    fence = claim_batch(database)
+
+    def keep(key: str) -> None:
+        with database.customer(customer_id) as session:
+            jobs.keep_part(session, fence, {"key": key})
+
+    def kept() -> list[str]:
+        with database.customer(customer_id) as session:
+            return [part["key"] for part in jobs.parts(jobs.get(session, job_id, JobKind.BATCH_PREDICT))]
+
+    assert kept() == []
+    for key in ("1/one", "1/two", "1/two"):  # a commit whose answer was lost is made again
+        keep(key)
+    assert kept() == ["1/one", "1/two"]
+    crash(database, fence)
+    with pytest.raises(LeaseLost):
+        keep("1/late")
+    late, fence = fence, claim_batch(database)
+    keep("2/three")
+    assert kept() == ["1/one", "1/two", "2/three"]
+    with pytest.raises(LeaseLost), database.customer(customer_id) as session:
+        jobs.keep_part(session, late, {"key": "1/late"})
+    assert (kept(), doomed(database)) == (["1/one", "1/two", "2/three"], [])
+    with database.customer(customer_id) as session:
+        jobs.succeed(session, fence, {})
+    assert doomed(database) == [f"jobs/{job_id.hex}/"]
+
+
+def claim_batch(database: Database) -> Fence:
+    with database.system() as session:
+        job = jobs.claim(session, JobKind.BATCH_PREDICT, "a worker", LEASE)
+    assert job is not None
+    return jobs.fence_of(job)
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail"])
+def test_a_batch_prediction_is_deleted_with_its_results_once_it_has_ended(
+    database: Database, customer_id: UUID, end: str
+) -> None:
+    with database.customer(customer_id) as session:
+        job_id = jobs.create(session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), payload={}).id
+
+    def delete() -> None:
+        with database.customer(customer_id) as session:
+            jobs.delete(session, job_id, JobKind.BATCH_PREDICT)
+
+    for prepare in (lambda: None, lambda: claim_batch(database)):
+        fence = prepare()
+        with pytest.raises(Conflict) as caught:
+            delete()
+        assert caught.value.code == "job_unfinished"
+    assert fence is not None
+    with database.customer(customer_id) as session:
+        if end == "succeed":
+            jobs.succeed(session, fence, {})
+        else:
+            jobs.fail(session, fence, "out_of_memory", "no room")
+    results = jobs.results_prefix(job_id)
+    # What an attempt stored that then failed is nobody's.
+    assert (results in doomed(database)) is (end == "fail")
+    delete()
+    assert results in doomed(database)
+    with pytest.raises(NotFound):
+        delete()
+    with database.system() as session:
+        assert session.scalar(text("SELECT count(*) FROM job_events")) == 0
+
+
 def doomed(database: Database) -> list[str]:
     with database.system() as session:
         return list(session.scalars(text("SELECT key FROM doomed_objects ORDER BY id")))

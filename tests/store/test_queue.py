@@ -21,7 +21,7 @@ def test_a_ring_is_one_message_in_the_queue_of_its_kind(settings: Settings) -> N
     broker.flushall()
     with celery_app(settings) as app:
         assert Doorbell(app).ring(JobKind.TUNE)
-    assert (broker.llen("tune"), broker.llen("ingest")) == (1, 0)
+    assert (broker.llen("tune"), broker.llen("ingest"), broker.llen("batch_predict")) == (1, 0, 0)
     broker.close()
 
 

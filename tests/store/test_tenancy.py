@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import customers, datasets, jobs, prompt_sets
+from bpt_store import aliases, customers, datasets, jobs, prompt_sets
 from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
@@ -19,6 +19,7 @@ from bpt_store.settings import Settings
 
 TABLES = sorted(table.name for table in Base.metadata.tables.values())
 SECRET = ("api_keys",)  # customers have no right to this table at all
+APPEND_ONLY = ("alias_moves",)  # customers may read and add, not change
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def fill(database: Database) -> Callable[[str], UUID]:
             prompt_set = prompt_sets.get_or_create(session, customer_id, "p")
             publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
             prompt_sets.publish(session, prompt_set.id, publication, job_id=job.id, dataset_id=dataset.id)
+            aliases.move(session, prompt_set.id, "production", 1, actor="key")
             jobs.doom(session, customer_id, "key")
         return customer_id
 
@@ -48,7 +50,11 @@ def test_a_customer_sees_and_changes_own_rows_only(database: Database, fill: Cal
     with database.customer(one) as session:
         owners = set(session.scalars(text(f"SELECT {column} FROM {table}")))
     assert owners == {one}
-    if table != "customers":
+    if table in APPEND_ONLY:
+        for change in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = {column}"):
+            with pytest.raises(ProgrammingError, match="permission denied"), database.customer(one) as session:
+                session.execute(text(change))
+    elif table != "customers":
         with database.customer(one) as session:
             session.execute(text(f"DELETE FROM {table} WHERE {column} = :other"), {"other": other})
             session.execute(text(f"UPDATE {table} SET {column} = {column} WHERE {column} = :other"), {"other": other})

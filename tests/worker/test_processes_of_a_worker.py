@@ -29,6 +29,8 @@ def environment_with(settings: Settings) -> dict[str, str]:
         ("worker.trainer", "sqlalchemy"),
         ("worker.trainer", "celery"),
         ("worker.packer", "sqlalchemy"),
+        ("worker.predictor", "sqlalchemy"),
+        ("worker.predictor", "celery"),
     ],
 )
 def test_a_process_does_not_load_what_is_not_its_business(settings: Settings, module: str, forbidden: str) -> None:

@@ -1,0 +1,229 @@
+"""Aliases: names such as `production` that point at a version of a prompt set, and the history of their moves.
+
+Every move holds the prompt set's row lock, so that moves come one after the other and their numbers have no gaps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from enum import Enum
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
+from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
+from bpt_store.paging import page
+from bpt_store.prompt_sets import LATEST, NAME_PATTERN
+
+MOST_ALIASES = 100  # of one prompt set: whoever shows it shows all of them
+
+
+class Expected(Enum):
+    """What a caller can expect of an alias beside a version, or None for one that is not there yet."""
+
+    ANY = "any"
+
+
+ANY: Final = Expected.ANY
+
+
+def move(
+    session: Session,
+    prompt_set_id: UUID,
+    alias: str,
+    version: int,
+    *,
+    actor: str,
+    expected_version: int | Expected | None = ANY,
+    request_id: str | None = None,
+) -> PromptSetAlias:
+    """Point an alias at a version; it is made if absent, and nothing is written where it points there already.
+
+    Conflict `alias_moved` if it is not at `expected_version` (None: it must not be there yet). NotFound for a
+    version that is absent or archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
+    """
+    _check_name(alias)
+    prompt_set = _lock(session, prompt_set_id)
+    current = _version_of(session, prompt_set_id, alias)
+    if expected_version is not ANY and expected_version != current:
+        where = "does not exist" if current is None else f"is at version {current}"
+        raise Conflict(f"the alias {alias!r} {where}, not as expected", code="alias_moved")
+    if current is None:
+        _check_number(session, prompt_set_id)
+    return _point(session, prompt_set, alias, current, version, actor, request_id)
+
+
+def rollback(
+    session: Session, prompt_set_id: UUID, alias: str, *, actor: str, request_id: str | None = None
+) -> PromptSetAlias:
+    """Back to the version before the last move, by a move of its own: twice is where it began.
+
+    Conflict `alias_no_history` where the last move made the alias. NotFound if there is no such alias, or if the
+    version before is archived by now.
+    """
+    prompt_set = _lock(session, prompt_set_id)
+    current = get(session, prompt_set_id, alias).version
+    before = session.scalars(_moves(prompt_set_id, alias).order_by(AliasMove.number.desc()).limit(1)).one().from_version
+    if before is None:
+        raise Conflict(
+            f"the alias {alias!r} was made at version {current} and not moved since", code="alias_no_history"
+        )
+    return _point(session, prompt_set, alias, current, before, actor, request_id)
+
+
+def remove(session: Session, prompt_set_id: UUID, alias: str, *, actor: str, request_id: str | None = None) -> None:
+    """Its history stays, and goes on if an alias of that name is made again."""
+    prompt_set = _lock(session, prompt_set_id)
+    current = get(session, prompt_set_id, alias).version
+    session.execute(
+        delete(PromptSetAlias).where(PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias)
+    )
+    _record(session, prompt_set, alias, current, None, actor, request_id)
+
+
+def get(session: Session, prompt_set_id: UUID, alias: str) -> PromptSetAlias:
+    found = session.scalar(
+        select(PromptSetAlias)
+        .where(PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias)
+        # Under the lock only what is stored now counts, not what this session saw before.
+        .execution_options(populate_existing=True)
+    )
+    if found is None:
+        raise NotFound(f"there is no alias {alias!r}")
+    return found
+
+
+def of_prompt_set(session: Session, prompt_set_id: UUID) -> Sequence[PromptSetAlias]:
+    """All, by name."""
+    return session.scalars(
+        select(PromptSetAlias).where(PromptSetAlias.prompt_set_id == prompt_set_id).order_by(PromptSetAlias.name)
+    ).all()
+
+
+def versions(session: Session, prompt_set_ids: Sequence[UUID]) -> dict[UUID, dict[str, int]]:
+    """{prompt set: {alias: version}}, for those prompt sets that have an alias."""
+    rows = session.execute(
+        select(PromptSetAlias.prompt_set_id, PromptSetAlias.name, PromptSetAlias.version)
+        .where(PromptSetAlias.prompt_set_id.in_(prompt_set_ids))
+        .order_by(PromptSetAlias.name)
+    )
+    found: dict[UUID, dict[str, int]] = {}
+    for prompt_set_id, name, version in rows:
+        found.setdefault(prompt_set_id, {})[name] = version
+    return found
+
+
+def history(
+    session: Session, prompt_set_id: UUID, alias: str, *, after: int | None = None, limit: int = 20
+) -> tuple[Sequence[AliasMove], bool]:
+    """Moves, newest first -> (moves, whether there are more). NotFound for an alias that never was."""
+    rows, has_more = page(session, _moves(prompt_set_id, alias), AliasMove.number, after, limit)
+    if not rows and session.get(AliasMove, (prompt_set_id, alias, 1)) is None:
+        raise NotFound(f"there never was an alias {alias!r}")
+    return rows, has_more
+
+
+def as_of(session: Session, prompt_set_id: UUID, alias: str, time: datetime) -> tuple[int, datetime]:
+    """Where an alias was at a time -> (version, since when). NotFound where it was not there."""
+    moves = _moves(prompt_set_id, alias).where(AliasMove.moved_at <= time)
+    last = session.scalar(moves.order_by(AliasMove.number.desc()).limit(1))
+    if last is None or last.to_version is None:
+        raise NotFound(f"there was no alias {alias!r} at {time.isoformat()}")
+    return last.to_version, last.moved_at
+
+
+def _check_name(alias: str) -> None:
+    if not re.fullmatch(NAME_PATTERN, alias):
+        raise Invalid(f"an alias is lower-case letters, digits and . _ - within, at most 64: not {alias!r}")
+    if alias == LATEST:
+        raise Invalid(f"{LATEST!r} always means the newest version and cannot be moved", code="alias_reserved")
+
+
+def _check_number(session: Session, prompt_set_id: UUID) -> None:
+    """The caller holds the lock."""
+    there = select(func.count()).where(PromptSetAlias.prompt_set_id == prompt_set_id)
+    if session.scalars(there).one() >= MOST_ALIASES:
+        raise LimitReached(f"a prompt set has at most {MOST_ALIASES} aliases", code="alias_limit")
+
+
+def _lock(session: Session, prompt_set_id: UUID) -> PromptSet:
+    """Held until the transaction ends."""
+    prompt_set = session.scalar(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update())
+    if prompt_set is None:
+        raise NotFound("there is no such prompt set")
+    return prompt_set
+
+
+def _moves(prompt_set_id: UUID, alias: str) -> Select[AliasMove]:
+    return select(AliasMove).where(AliasMove.prompt_set_id == prompt_set_id, AliasMove.alias == alias)
+
+
+def _version_of(session: Session, prompt_set_id: UUID, alias: str) -> int | None:
+    return session.scalar(
+        select(PromptSetAlias.version).where(
+            PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias
+        )
+    )
+
+
+def _point(
+    session: Session,
+    prompt_set: PromptSet,
+    alias: str,
+    current: int | None,
+    version: int,
+    actor: str,
+    request_id: str | None,
+) -> PromptSetAlias:
+    """The caller holds the lock and has looked where the alias is."""
+    published = select(PromptSetVersion.version).where(
+        PromptSetVersion.prompt_set_id == prompt_set.id,
+        PromptSetVersion.version == version,
+        PromptSetVersion.archived_at.is_(None),
+    )
+    if session.scalar(published) is None:
+        raise NotFound(f"there is no version {version}, or it is archived")
+    if version == current:
+        return get(session, prompt_set.id, alias)
+    moved_at = _record(session, prompt_set, alias, current, version, actor, request_id).moved_at
+    place = {"version": version, "moved_at": moved_at}
+    session.execute(
+        insert(PromptSetAlias)
+        .values(prompt_set_id=prompt_set.id, name=alias, customer_id=prompt_set.customer_id, **place)
+        .on_conflict_do_update(index_elements=["prompt_set_id", "name"], set_=place)
+    )
+    return get(session, prompt_set.id, alias)
+
+
+def _record(
+    session: Session,
+    prompt_set: PromptSet,
+    alias: str,
+    from_version: int | None,
+    to_version: int | None,
+    actor: str,
+    request_id: str | None,
+) -> AliasMove:
+    """The caller holds the lock, so numbers have no gaps."""
+    last = select(func.coalesce(func.max(AliasMove.number), 0)).where(
+        AliasMove.prompt_set_id == prompt_set.id, AliasMove.alias == alias
+    )
+    moved = AliasMove(
+        prompt_set_id=prompt_set.id,
+        alias=alias,
+        number=session.scalars(last).one() + 1,
+        customer_id=prompt_set.customer_id,
+        from_version=from_version,
+        to_version=to_version,
+        actor=actor,
+        request_id=request_id,
+    )
+    session.add(moved)
+    session.flush()
+    return moved

@@ -1,0 +1,68 @@
+"""Batch predictions: which versions of which prompt sets a job is to use, settled when it is created."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from bpt_store import jobs, prompt_sets
+from bpt_store.errors import Damaged
+from bpt_store.models import Dataset, Job, JobKind
+
+
+def create(
+    session: Session,
+    customer_id: UUID,
+    dataset: Dataset,
+    references: Sequence[str],
+    *,
+    split: str | None,
+    top_k: int,
+    images: int,
+    custom: Mapping[str, Any],
+    unfinished_limit: int,
+) -> Job:
+    """A queued job; references to the same version count once. NotFound, LimitReached `queue_limit`."""
+    return jobs.create(
+        session,
+        customer_id,
+        JobKind.BATCH_PREDICT,
+        dataset_id=dataset.id,
+        payload={
+            "prompt_sets": _resolved(session, references),
+            "split": split,
+            "top_k": top_k,
+            "images": images,
+        },
+        custom=custom,
+        unfinished_limit=unfinished_limit,
+    )
+
+
+def artifacts(session: Session, job: Job) -> list[bytes]:
+    """Those the job was created with, in its order; Damaged where one is another by now."""
+    found = []
+    for used in job.payload["prompt_sets"]:
+        reference = f"{used['name']}:{used['version']}"
+        _, version = prompt_sets.resolve(session, reference)
+        if version.artifact_sha256 != used["artifact_sha256"]:
+            raise Damaged(f"{reference} is not what it was when the job was created")
+        found.append(prompt_sets.artifact(session, version))
+    return found
+
+
+def _resolved(session: Session, references: Sequence[str]) -> list[dict[str, Any]]:
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for reference in references:
+        prompt_set, version = prompt_sets.resolve(session, reference)
+        found[prompt_set.name, version.version] = {
+            "name": prompt_set.name,
+            "version": version.version,
+            "artifact_sha256": version.artifact_sha256,
+            "backbone": version.backbone,
+            "backbone_fingerprint": version.backbone_fingerprint,
+        }
+    return list(found.values())

@@ -1,0 +1,69 @@
+"""`python -m worker.predictor`: the process that touches torch. One batch prediction, then it ends."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+
+from worker.child import Child
+
+
+def main() -> None:
+    child = Child.begin()
+    # Only now: importing torch takes seconds, and the child must be tied to its supervisor before that.
+    import torch
+
+    from bpt_core import artifact
+    from bpt_core.backbones import load_backbone
+    from bpt_core.batch import Batch
+    from bpt_core.dataset import PackedDataset, Split
+    from bpt_core.errors import BptError
+    from bpt_core.predict import Predictor
+    from bpt_core.results import write_results, write_rows
+
+    job, directory = child.job, child.directory
+    device = child.torch_device()
+    split = Split(job["split"]) if job["split"] else None
+    parts = [directory / name for name in job["parts"]]
+    try:
+        dataset = PackedDataset([directory / name for name in job["shards"]])
+        prompt_sets = {
+            reference: artifact.from_bytes((directory / name).read_bytes())
+            for reference, name in job["prompt_sets"].items()
+        }
+        predictors = {
+            name: Predictor(load_backbone(name, weights=Path(weights) if weights else None, device=device))
+            for name, weights in job["weights"].items()
+        }
+        done, total = job["done"], dataset.images(split)
+        items = dataset.items(split, skip=done)
+        child.event("started", {"device": device, "resumed": bool(parts)})
+        with Batch(predictors, prompt_sets, dataset.class_names, job["top_k"]) as batch:
+            while done < total:
+                path = directory / f"rows-{done:09d}.parquet"
+                write_rows(path, batch.chunks(islice(items, job["part_images"])))
+                done = min(done + job["part_images"], total)
+                parts.append(path)
+                # The supervisor stores what it is given and removes it; the rows are needed once more, at the end.
+                os.link(path, directory / f"part-{done:09d}.parquet")
+                child.event("progress", {"done": done, "total": total}, checkpoint=f"part-{done:09d}.parquet")
+            results = write_results(parts, directory, batch.score_columns)
+    except torch.OutOfMemoryError as error:
+        child.failed("out_of_memory", f"{error}; not even one image fits")
+        return
+    except BptError as error:
+        child.failed(error.code, str(error))
+        return
+    child.done(
+        {
+            "files": {name: path.name for name, path in results.files.items()},
+            "images": total,
+            "rows": results.rows,
+            "errors": results.errors,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
