@@ -41,7 +41,7 @@ from bpt_core.backbones import load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
 from bpt_core.predict import Predictor
 
-BATCH_ROWS = 32  # the service's default
+BATCH_ROWS = 8  # the service's default on a CPU
 METHODS = {"probe": "linear-probe", "tuned": "bpt-bilinear"}
 
 

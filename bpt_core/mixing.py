@@ -55,15 +55,14 @@ def gather(pool: Tensor, residents: Sequence[Resident], depth: Depth | None, hea
     absent = None
     if min(lengths) < longest:
         absent = torch.from_numpy(np.arange(longest) >= np.array(lengths)[:, None]).to(pool.device, non_blocking=True)
-    at = torch.from_numpy(pages).to(pool.device, non_blocking=True)
-    prompts = pool[at[:, :-1]].reshape(rows, parts, longest, heads, head_width).permute(1, 0, 3, 2, 4)
+    prompts = _select(pool, pages[:, :-1]).reshape(rows, parts, longest, heads, head_width).permute(1, 0, 3, 2, 4)
     has_tokens = any(len(each.tokens) for each in residents)
     return Compiled(
         depth=depth,
         sets=rows,
         keys=tuple(prompts[0::2]),  # [R, H, m, c] each
         values=tuple(prompts[1::2]),
-        tokens=pool[at[:, -1]] if has_tokens else None,
+        tokens=_select(pool, pages[:, -1]) if has_tokens else None,
         absent=absent,
     )
 
@@ -82,5 +81,11 @@ def apply_heads(pool: Tensor, residents: Sequence[Resident], features: Tensor) -
 def _head(pool: Tensor, pages: Pages) -> Tensor:
     """Pages of heads -> their rows [sum of C, d] in float32, bit for bit as they were stored."""
     per_row = torch.float32.itemsize // pool.element_size()
-    rows = pool[torch.from_numpy(pages).to(pool.device, non_blocking=True)]
-    return rows.reshape(-1, per_row * pool.shape[1]).view(torch.float32)
+    return _select(pool, pages).reshape(-1, per_row * pool.shape[1]).view(torch.float32)
+
+
+def _select(pool: Tensor, pages: Pages) -> Tensor:
+    """Pages of any shape [...] -> their rows [..., d]."""
+    at = torch.from_numpy(np.ascontiguousarray(pages)).to(pool.device, non_blocking=True)
+    # More than twice as fast on a CPU as pool[at].
+    return pool.index_select(0, at.flatten()).unflatten(0, at.shape)  # type: ignore[no-any-return, no-untyped-call]

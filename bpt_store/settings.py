@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     predict_precision: str = Field(
         "auto", pattern="^(auto|float32|bf16)$", description="auto is bf16 on GPUs that have it, float32 elsewhere"
     )
-    predict_batch_rows: int = Field(32, gt=0, description="largest batch; a row is an image under one prompt set")
+    predict_batch_rows: int = Field(
+        0, ge=0, description="largest batch; a row is an image under one prompt set; 0: 64 on a GPU, 8 on a CPU"
+    )
     predict_queue_rows: int = Field(
         4096, gt=0, description="rows that may wait altogether; a customer may hold as many as are free"
     )

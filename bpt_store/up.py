@@ -38,6 +38,8 @@ class Up:
     def __init__(self, data_dir: Path, host: str, port: int) -> None:
         self._data_dir = data_dir.resolve()
         self._listener = socket.create_server((host, port))
+        # uvicorn takes a socket it is handed for a Unix one and would leave Nagle's algorithm on: 40 ms a reply.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._host, self._port = host, self._listener.getsockname()[1]
         self._services = EmbeddedServices(self._data_dir)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
