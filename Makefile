@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Two processes of one thread each, a file of tests at a time: a process that needs the service starts its own.
 ONE_THREAD := OMP_NUM_THREADS=1
-TWO_AT_A_TIME := -n 2 --dist loadfile
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check fast-tests format lock clean
 

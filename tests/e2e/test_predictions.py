@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import numpy as np
 import pytest
 
 from benchmarks.prompt_sets import random_prompt_set
-from bpt_core import artifact, images
+from bpt_core import images
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone, load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
@@ -22,6 +20,7 @@ from bpt_core.evaluate import Calibration
 from bpt_core.methods import Depth
 from bpt_core.predict import Predictor
 from tests import archives
+from tests.published import publish
 from tests.service import Customer, Service
 
 PICTURES = [archives.picture(label, 40 + label) for label in range(3)]
@@ -35,34 +34,6 @@ def backbone() -> Backbone:
 @pytest.fixture(scope="module")
 def customer(service: Service) -> Customer:
     return service.new_customer()
-
-
-def publish(customer: Customer, *versions: PromptSet) -> str:
-    """A prompt set with these versions, put where tuning would have put it -> its name."""
-    name = f"set-{uuid4().hex}"
-    for number, prompt_set in enumerate(versions, start=1):
-        data = artifact.to_bytes(prompt_set)
-        customer.service.rows(
-            "INSERT INTO prompt_sets (customer_id, name) VALUES (:customer, :name) ON CONFLICT DO NOTHING RETURNING 1",
-            customer=customer.uuid,
-            name=name,
-        )
-        customer.service.rows(
-            "INSERT INTO prompt_set_versions (prompt_set_id, version, customer_id, artifact, artifact_sha256, "
-            "artifact_bytes, backbone, backbone_fingerprint, class_names, recipe, parameters, metrics) "
-            "SELECT id, :number, customer_id, :data, :sha256, :bytes, :backbone, :fingerprint, :classes, '{}', 0, '{}' "
-            "FROM prompt_sets WHERE customer_id = :customer AND name = :name RETURNING 1",
-            customer=customer.uuid,
-            name=name,
-            number=number,
-            data=data,
-            sha256=artifact.sha256(data),
-            bytes=len(data),
-            backbone=prompt_set.backbone,
-            fingerprint=prompt_set.backbone_fingerprint,
-            classes=json.dumps(prompt_set.class_names),
-        )
-    return name
 
 
 @pytest.fixture(scope="module")
