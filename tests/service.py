@@ -170,7 +170,7 @@ class Customer:
             "dataset": dataset["id"],
             "prompt_set": prompt_set,
             "method": {"type": "bpt-bilinear", "prompts": 4, "rank": 2},
-            "hyperparameters": {"epochs": 2},
+            "hyperparameters": {"epochs": 2, "head_fit_epochs": 2, "views": 1},
             **body,
         }
         with self.http() as http:

@@ -11,7 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.prompt_sets import random_prompt_set
+from bpt_core.backbones import load_backbone
+from bpt_core.catalog import DEFAULT_BACKBONE
 from tests import archives
+from tests.published import publish
 from tests.service import Customer, Service, eventually
 
 ZIP = {"Content-Type": "application/zip"}
@@ -468,8 +472,8 @@ def test_a_prompt_set_whose_job_has_not_finished_is_not_found(
 
 
 def test_images_that_are_none_or_too_many_or_too_large_are_refused(ready: tuple[Customer, dict[str, Any]]) -> None:
-    owner, dataset = ready
-    assert owner.finished(owner.tune(dataset, "small"))["state"] == "succeeded"
+    owner, _ = ready
+    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE)), name="small")
     with owner.http() as http:
 
         def predict(*images: bytes) -> httpx.Response:
@@ -489,9 +493,9 @@ def test_images_that_are_none_or_too_many_or_too_large_are_refused(ready: tuple[
 def test_an_artifact_that_changed_in_the_database_is_never_served(
     service: Service, ready: tuple[Customer, dict[str, Any]]
 ) -> None:
-    owner, dataset = ready
+    owner, _ = ready
     # A seed of its own: equal bytes of another prompt set would be known to the engine, and rightly served.
-    assert owner.finished(owner.tune(dataset, "spoilt", seed=7))["state"] == "succeeded"
+    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=7), name="spoilt")
     service.rows(
         "UPDATE prompt_set_versions SET artifact = substring(artifact for length(artifact) - 1) || '\\x00' "
         "WHERE customer_id = :customer AND prompt_set_id IN (SELECT id FROM prompt_sets WHERE name = 'spoilt') "
@@ -511,7 +515,7 @@ def test_an_artifact_that_changed_in_the_database_is_never_served(
 def published(ready: tuple[Customer, dict[str, Any]]) -> tuple[Customer, dict[str, Any]]:
     """The same, with the prompt set `batched`."""
     owner, dataset = ready
-    assert owner.finished(owner.tune(dataset, "batched"))["state"] == "succeeded"
+    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE)), name="batched")
     return owner, dataset
 
 

@@ -24,7 +24,7 @@ def test_a_killed_service_leaves_no_process_and_goes_on_with_its_data(short_dire
         customer = first.new_customer()
         dataset = customer.upload(archives.flowers())
         done = customer.finished(customer.tune(dataset))
-        job = customer.tune(dataset, hyperparameters={"epochs": 14, "batch_size": 4})
+        job = customer.tune(dataset, hyperparameters={"epochs": 8, "batch_size": 4, "head_fit_epochs": 2, "views": 1})
 
         def has_progress() -> dict[str, Any] | None:
             progress: dict[str, Any] | None = customer.job(job)["progress"]

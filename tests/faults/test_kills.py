@@ -19,7 +19,7 @@ from tests import archives
 from tests.service import Customer, Service, eventually
 
 EPOCHS = 9
-LONG: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4}}
+LONG: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4, "head_fit_epochs": 2, "views": 1}}
 
 
 @pytest.fixture
