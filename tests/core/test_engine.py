@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.prompt_sets import random_prompt_set
 from bpt_core import artifact, images, samples
@@ -169,6 +170,33 @@ def test_one_image_does_not_wait_for_anothers_thousand(
     assert not any(request.done() for request in flood[1:])
 
 
+def test_one_image_is_decoded_next_though_anothers_came_before(
+    start: Callable[..., Engine],
+    gate: Gate,
+    sets: list[PromptSet],
+    encoded: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decode, order, permits = images.canonical, list[bytes](), threading.Semaphore(0)
+
+    def one_by_one(data: bytes) -> Image.Image:
+        order.append(data)
+        permits.acquire()
+        return decode(data)
+
+    monkeypatch.setattr(images, "canonical", one_by_one)
+    engine = start(decode_threads=1)
+    flood = engine.submit("flooder", encoded[:5], [[wants(sets[0])]] * 5)
+    eventually(lambda: len(order) == 1)
+    mine = engine.submit("customer", encoded[5:], [[wants(sets[0])]])
+    gate.open()
+    permits.release(6)
+    mine.result(30)
+    flood.result(30)
+    # The flooder's second is next in turn, then the customer's, though three more of the flooder's came before.
+    assert order.index(encoded[5]) == 2
+
+
 def _peek(queue: Any) -> list[Any]:
     return [item for items in list(queue._of.values()) for item in list(items)]
 
@@ -216,12 +244,16 @@ def test_what_breaks_a_batch_fails_alone(
     start: Callable[..., Engine], gate: Gate, sets: list[PromptSet], encoded: list[bytes]
 ) -> None:
     engine = start()
+    before = engine.submit("before", encoded[:1], [[wants(sets[0])]])
+    eventually(lambda: len(gate.batches) == 1)  # while this one runs, the others gather for a batch of all of them
     misshapen = np.zeros((3, 48, 64), np.float32)  # cannot be stacked with the others
     given: list[list[Input]] = [[*encoded[:2]], [misshapen], [np.zeros((3, 64, 64), np.float32)]]
     waiting = [
         engine.submit(customer, inputs, [[wants(sets[0])]] * len(inputs)) for customer, inputs in enumerate(given)
     ]
+    eventually(lambda: sum(len(_peek(queue)) for queue in engine._ready.values()) == 4)
     gate.open()
+    before.result(30)
     answers = [request.result(30) for request in waiting]
     assert error_of(answers[1], 0).code == "prediction_failed"
     assert all(isinstance(found, list) for answer in (answers[0], answers[2]) for found in answer.images)
