@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.prediction_schemas import ExactPromptSet
 from api.schemas import Metadata, PlainText, Request, Trouble
 from bpt_store import ids, models
 
@@ -55,16 +56,6 @@ class BatchPredictionCreate(Request):
     split: Split | None = Field(None, description="absent: all images of the dataset")
     top_k: int = Field(5, ge=1, le=100, description="how many classes per image and prompt set")
     metadata: Metadata = Field(default_factory=dict)
-
-
-class ExactPromptSet(BaseModel):
-    """What a reference meant when the job was created."""
-
-    name: str
-    version: int
-    artifact_sha256: str
-    backbone: str
-    backbone_fingerprint: str
 
 
 class BatchProgress(BaseModel):
@@ -121,7 +112,7 @@ class BatchPrediction(BaseModel):
             failures=row.failures,
             progress=BatchProgress(**row.progress) if row.progress else None,
             result=BatchResult(**row.result) if row.result else None,
-            error=Trouble(**row.error) if row.error else None,
+            error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,
             started_at=row.started_at,

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import torch
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
@@ -22,7 +21,7 @@ from api.problems import Problem
 from bpt_core import artifact, catalog
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
-from bpt_core.compute import Precision
+from bpt_core.compute import Precision, device_named
 from bpt_core.engine import Answer, Engine, Input, Wanted
 from bpt_core.errors import BptError
 from bpt_core.predict import Predictor
@@ -44,9 +43,7 @@ class Serving:
         self._settings, self._database = settings, database
         self.is_ready = False
         self.metrics = PredictionMetrics(registry)
-        self._device = settings.device
-        if self._device == "auto":
-            self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device_named(settings.device)
         self._engine = Engine(
             self._make_predictor,
             batch_rows=settings.predict_batch_rows or (GPU_BATCH_ROWS if self._device != "cpu" else CPU_BATCH_ROWS),

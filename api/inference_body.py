@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from api import tensors
+from api.bodies import validated
 from api.inference_schemas import InferInput, InferOutput, InferredTensor, InferReply, InferRequest
 from api.problems import Problem
 from api.tensors import TensorError
@@ -90,10 +89,7 @@ def read(body: Body, image_size: int, settings: Settings) -> Asked:
 
     Raises Problem: invalid_request, payload_too_large; ImageError; RequestValidationError.
     """
-    try:
-        asked = InferRequest.model_validate_json(body.json)
-    except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None
+    asked = validated(InferRequest, body.json)
     _check_outputs(asked.outputs)
     try:
         given = _images(asked.inputs[0], body.binary, image_size, settings)

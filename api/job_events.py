@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Header, Query, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from api import schemas
-from api.deps import Services, customer_of
+from api.deps import Limit, Services, ServicesDep, customer_of
 from api.problems import responses
 from bpt_store import ids, jobs
 from bpt_store.customers import Identity
@@ -21,10 +22,6 @@ from bpt_store.models import JobKind, JobState
 
 EVENTS_PER_READ = 500
 PING_SECONDS = 15
-
-AfterNumber = Annotated[int, Query(ge=0, lt=2**31, description="only events with a greater number")]
-LastEventId = Annotated[int | None, Header(ge=0, lt=2**31)]
-Accept = Annotated[str, Header()]
 
 # Of every operation that replies with `of_job`, beside its response_model.
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -36,24 +33,29 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def of_job(
-    request: Request,
-    services: Services,
-    identity: Identity,
-    kind: JobKind,
-    job_id: str,
-    *,
-    after: int,
-    limit: int,
-    last_event_id: int | None,
-    accept: str,
-) -> object:
+@dataclass(frozen=True)
+class Asked:
+    """What a request for events says; a dependency."""
+
+    request: Request
+    services: ServicesDep
+    after: Annotated[int, Query(ge=0, lt=2**31, description="only events with a greater number")] = 0
+    limit: Limit = 100
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None
+    accept: Annotated[str, Header()] = ""
+
+
+AskedDep = Annotated[Asked, Depends()]
+
+
+async def of_job(asked: Asked, identity: Identity, kind: JobKind, job_id: str) -> object:
     """Events with a number above `after`; a stream for `Accept: text/event-stream`. NotFound."""
-    read = _Reader(services, customer_of(identity), ids.parse(ids.JOB, job_id), kind)
-    if "text/event-stream" in accept:
+    read = _Reader(asked.services, customer_of(identity), ids.parse(ids.JOB, job_id), kind)
+    after, limit = asked.after, asked.limit
+    if "text/event-stream" in asked.accept:
         await run_in_threadpool(read, 0, 1)  # 404 before the stream begins
-        after = last_event_id if last_event_id is not None else after
-        return EventSourceResponse(_stream(request, read, services.settings.events_poll_seconds, after))
+        after = asked.last_event_id if asked.last_event_id is not None else after
+        return EventSourceResponse(_stream(asked.request, read, asked.services.settings.events_poll_seconds, after))
     events, _ = await run_in_threadpool(read, after, limit + 1)
     data, has_more = events[:limit], len(events) > limit
     return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)

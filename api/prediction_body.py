@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
+from api.bodies import validated
 from api.prediction_schemas import PredictionCreate, PredictionOptions
 from api.problems import Problem
 from bpt_store.settings import Settings
-
-Model = TypeVar("Model", bound=PredictionOptions)
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -80,7 +77,7 @@ async def _of_form(form: FormData, settings: Settings) -> Given:
     fields: dict[str, Any] = {name: value for name, value in form.items() if name not in ("images", "prompt_sets")}
     if "prompt_sets" in form:
         fields["prompt_sets"] = form.getlist("prompt_sets")
-    options = _validated(PredictionOptions, fields)
+    options = validated(PredictionOptions, fields)
     files = [file for file in form.getlist("images") if isinstance(file, UploadFile)]
     if len(files) != len(form.getlist("images")):
         raise Problem("invalid_request", "`images` are files, each with a filename", param="images")
@@ -102,7 +99,7 @@ async def _within(request: Request, limit_bytes: int) -> bytes:
 
 
 def _of_json(body: bytes) -> Given:
-    asked = _validated(PredictionCreate, body)
+    asked = validated(PredictionCreate, body)
     images = []
     for index, image in enumerate(asked.images):
         try:
@@ -111,10 +108,3 @@ def _of_json(body: bytes) -> Given:
             raise Problem("invalid_request", "this is no base64", param=f"images.{index}.data") from None
         images.append(GivenImage(image.name, data, image.prompt_sets or asked.prompt_sets))
     return Given(images, asked)
-
-
-def _validated(model: type[Model], given: dict[str, Any] | bytes) -> Model:
-    try:
-        return model.model_validate_json(given) if isinstance(given, bytes) else model.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None

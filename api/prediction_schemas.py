@@ -77,15 +77,20 @@ class ImagePrediction(BaseModel):
     error: Trouble | None
 
 
-class UsedPromptSet(BaseModel):
-    """The version that a reference of the request led to."""
+class ExactPromptSet(BaseModel):
+    """What a reference meant when it was resolved."""
 
-    reference: str
     name: str
     version: int
     artifact_sha256: str
     backbone: str
     backbone_fingerprint: str
+
+
+class UsedPromptSet(ExactPromptSet):
+    """The version that a reference of the request led to."""
+
+    reference: str
 
     @classmethod
     def of(cls, reference: str, named: PromptSet, version: PromptSetVersion) -> Self:

@@ -64,6 +64,10 @@ class Trouble(BaseModel):
     code: str
     detail: str
 
+    @classmethod
+    def of(cls, error: Mapping[str, Any] | None) -> Self | None:
+        return cls(code=error["code"], detail=error["detail"]) if error else None
+
 
 # --- customers and keys ---
 
@@ -183,7 +187,7 @@ class Dataset(BaseModel):
             counts=(row.report or {}).get("counts") if row.state is models.DatasetState.READY else None,
             image_count=datasets.images(row) if row.state is models.DatasetState.READY else None,
             source=Source(sha256=row.source_sha256, bytes=row.source_bytes or 0) if row.source_sha256 else None,
-            error=_trouble(row.error),
+            error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,
         )
@@ -326,7 +330,7 @@ class TuningJob(BaseModel):
             failures=row.failures,
             progress=row.progress,
             result=row.result,
-            error=_trouble(row.error),
+            error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,
             started_at=row.started_at,
@@ -464,7 +468,3 @@ def split_recipe(
     method = {"type": shown["method"], **{name: shown.get(name) for name in _METHOD_FIELDS}}
     rest = {name: value for name, value in shown.items() if name not in (*_METHOD_FIELDS, "method", "seed")}
     return method, rest, recipe["seed"]
-
-
-def _trouble(error: Mapping[str, Any] | None) -> Trouble | None:
-    return Trouble(code=error["code"], detail=error["detail"]) if error else None

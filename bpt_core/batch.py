@@ -90,15 +90,14 @@ class Batch:
             "labels": [self._class_names[label] for label in item.labels],
             "prompt_set": reference,
         }
-        if isinstance(answer, ImageError):
-            error = {"code": answer.code, "detail": str(answer)}
-        elif not answer.is_finite:
-            error = {"code": "image_not_finite", "detail": "the result is not a finite number"}
-        else:
-            scores = [{"label": label, "score": score} for label, score in answer.top(self._top_k)]
-            predicted, unknown = list(answer.labels()), answer.is_unknown()
-            return {**row, "predicted": predicted, "unknown": unknown, "scores": scores, "error": None}
-        return {**row, "predicted": [], "unknown": None, "scores": [], "error": error}
+        error = answer if isinstance(answer, ImageError) else answer.error
+        if error is not None:
+            told = {"code": error.code, "detail": str(error)}
+            return {**row, "predicted": [], "unknown": None, "scores": [], "error": told}
+        assert isinstance(answer, Prediction)
+        scores = [{"label": label, "score": score} for label, score in answer.top(self._top_k)]
+        predicted = list(answer.labels())
+        return {**row, "predicted": predicted, "unknown": not predicted, "scores": scores, "error": None}
 
 
 def _predict(predictor: Predictor, rows: list[tuple[Image.Image, PromptSet]]) -> list[Prediction]:

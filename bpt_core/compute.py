@@ -9,6 +9,11 @@ from enum import StrEnum
 import torch
 
 
+def device_named(name: str) -> str:
+    """torch's name of a device; `auto` is a GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 class Precision(StrEnum):
     """`auto` is bf16 on GPUs that have it, float32 elsewhere (on CPUs bf16 was measured slower)."""
 

@@ -173,14 +173,12 @@ class PackedDataset:
     @cached_property
     def _counts(self) -> dict[Split, list[int]]:
         counts = {split: [0] * len(self.class_names) for split in Split}
-        for path in self._paths:
-            with pq.ParquetFile(path) as parquet:
-                for group in range(parquet.num_row_groups):
-                    rows: list[dict[str, Any]]
-                    rows = parquet.read_row_group(group, columns=["labels", "split"]).to_pylist()
-                    for row in rows:
-                        for label in row["labels"]:
-                            counts[Split(row["split"])][label] += 1
+        for parquet, group in self._row_groups():
+            rows: list[dict[str, Any]]
+            rows = parquet.read_row_group(group, columns=["labels", "split"]).to_pylist()
+            for row in rows:
+                for label in row["labels"]:
+                    counts[Split(row["split"])][label] += 1
         return counts
 
     def images(self, split: Split | None = None) -> int:
@@ -190,11 +188,8 @@ class PackedDataset:
     @cached_property
     def _splits(self) -> Counter[str]:
         counts: Counter[str] = Counter()
-        for path in self._paths:
-            with pq.ParquetFile(path) as parquet:
-                for group in range(parquet.num_row_groups):
-                    splits: list[Any] = parquet.read_row_group(group, columns=["split"])["split"].to_pylist()
-                    counts.update(splits)
+        for parquet, group in self._row_groups():
+            counts.update(_splits(parquet, group))
         return counts
 
     def items(self, split: Split | None = None, *, skip: int = 0) -> Iterator[Item]:
@@ -202,17 +197,21 @@ class PackedDataset:
 
         Row groups that hold nothing wanted are not read.
         """
+        for parquet, group in self._row_groups():
+            splits = _splits(parquet, group)
+            wanted = len(splits) if split is None else splits.count(split)
+            if skip >= wanted:
+                skip -= wanted
+                continue
+            table = parquet.read_row_group(group, columns=["image", "labels"])
+            yield from islice(_items(table, splits, split), skip, None)
+            skip = 0
+
+    def _row_groups(self) -> Iterator[tuple[pq.ParquetFile, int]]:
         for path in self._paths:
             with pq.ParquetFile(path) as parquet:
                 for group in range(parquet.num_row_groups):
-                    splits: list[Any] = parquet.read_row_group(group, columns=["split"])["split"].to_pylist()
-                    wanted = len(splits) if split is None else splits.count(split)
-                    if skip >= wanted:
-                        skip -= wanted
-                        continue
-                    table = parquet.read_row_group(group, columns=["image", "labels"])
-                    yield from islice(_items(table, splits, split), skip, None)
-                    skip = 0
+                    yield parquet, group
 
 
 def split_by_hash(
@@ -281,6 +280,11 @@ def _head(path: Path) -> _Head:
     if not known:
         raise DatasetError(f"{path.name} is no shard of a packed dataset of format {FORMAT}")
     return _Head(class_names, task, rows)
+
+
+def _splits(parquet: pq.ParquetFile, group: int) -> list[Any]:
+    splits: list[Any] = parquet.read_row_group(group, columns=["split"])["split"].to_pylist()
+    return splits
 
 
 def _items(table: pa.Table, splits: list[Any], wanted: Split | None) -> Iterator[Item]:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bpt_core import catalog, images
 from bpt_core.artifact import PromptSet
-from bpt_core.errors import BptError, ImageError, Overloaded, PredictionFailed
+from bpt_core.errors import BptError, Overloaded, PredictionFailed
 from bpt_core.fair import FairQueue
 from bpt_core.predict import Launched, Picture, Prediction, Predictor
 from bpt_core.residency import Resident
@@ -388,10 +388,8 @@ class Engine:
         self._on_batch(len(rows), done - rows[0].image.launched)
         for row, prediction in zip(rows, predictions, strict=True):
             row.image.done = done
-            if prediction.is_finite:
-                row.prediction = prediction
-            else:
-                row.image.error = ImageError("the result is not a finite number", code="image_not_finite")
+            row.prediction = prediction
+            row.image.error = prediction.error or row.image.error
             self._finish(row)
 
     def _isolate(self, predictor: Predictor, rows: list[_Row], error: Exception) -> None:

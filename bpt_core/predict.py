@@ -20,7 +20,7 @@ from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone, load_backbone
 from bpt_core.compute import Compute, Precision
 from bpt_core.dataset import MULTI_LABEL
-from bpt_core.errors import ArtifactError
+from bpt_core.errors import ArtifactError, ImageError
 from bpt_core.evaluate import DEFAULT_LABEL_THRESHOLD, probabilities
 from bpt_core.methods import Depth, prompted_blocks
 from bpt_core.mixing import Group
@@ -48,8 +48,11 @@ class Prediction:
         return probabilities(self.logits, self.facts.task, self.facts.calibration.temperature)
 
     @property
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.logits).all())
+    def error(self) -> ImageError | None:
+        """`image_not_finite` where the numbers of the image led to none that could be told."""
+        if bool(torch.isfinite(self.logits).all()):
+            return None
+        return ImageError("the result is not a finite number", code="image_not_finite")
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The most probable classes, best first, with their probabilities."""

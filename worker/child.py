@@ -42,10 +42,11 @@ class Child:
         """Limit torch to the threads of the job file -> the device it names, a GPU for `auto` where there is one."""
         import torch
 
+        from bpt_core.compute import device_named
+
         if self.job["threads"]:
             torch.set_num_threads(self.job["threads"])
-        device: str = self.job["device"]
-        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        return device_named(self.job["device"])
 
     def event(self, name: str, data: dict[str, Any], *, checkpoint: str | None = None) -> None:
         self._write({"event": name, "data": data} | ({"checkpoint": checkpoint} if checkpoint else {}))

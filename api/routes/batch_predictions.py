@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
@@ -114,25 +114,10 @@ def delete_batch_prediction(job_id: str, session: PredictSession) -> None:
 )
 async def list_batch_prediction_events(
     job_id: str,
-    request: Request,
-    services: ServicesDep,
+    asked: job_events.AskedDep,
     identity: Annotated[Identity, Depends(require(Scope.PREDICT))],
-    after: job_events.AfterNumber = 0,
-    limit: Limit = 100,
-    last_event_id: job_events.LastEventId = None,
-    accept: job_events.Accept = "",
 ) -> object:
-    return await job_events.of_job(
-        request,
-        services,
-        identity,
-        KIND,
-        job_id,
-        after=after,
-        limit=limit,
-        last_event_id=last_event_id,
-        accept=accept,
-    )
+    return await job_events.of_job(asked, identity, KIND, job_id)
 
 
 @router.get(

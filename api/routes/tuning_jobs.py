@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import select
 
@@ -110,22 +110,7 @@ def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJ
 )
 async def list_tuning_job_events(
     job_id: str,
-    request: Request,
-    services: ServicesDep,
+    asked: job_events.AskedDep,
     identity: Annotated[Identity, Depends(require(Scope.JOBS_READ))],
-    after: job_events.AfterNumber = 0,
-    limit: Limit = 100,
-    last_event_id: job_events.LastEventId = None,
-    accept: job_events.Accept = "",
 ) -> object:
-    return await job_events.of_job(
-        request,
-        services,
-        identity,
-        JobKind.TUNE,
-        job_id,
-        after=after,
-        limit=limit,
-        last_event_id=last_event_id,
-        accept=accept,
-    )
+    return await job_events.of_job(asked, identity, JobKind.TUNE, job_id)

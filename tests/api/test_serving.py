@@ -22,6 +22,7 @@ from bpt_core.catalog import DEFAULT_BACKBONE
 from bpt_core.engine import Wanted
 from bpt_store.db import Database
 from bpt_store.settings import Settings
+from tests.service import eventually
 
 
 @pytest.fixture
@@ -65,8 +66,4 @@ def test_what_nobody_can_wait_for_is_given_up(
 def test_it_is_ready_once_the_backbones_are_loaded(serving: Serving) -> None:
     assert not serving.is_ready
     serving.begin()
-    for _ in range(1000):
-        if serving.is_ready:
-            break
-        threading.Event().wait(0.02)
-    assert serving.is_ready
+    eventually(lambda: serving.is_ready, what="loading the backbones")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -23,6 +22,7 @@ from bpt_core.errors import ArtifactError, BptError, Overloaded
 from bpt_core.methods import Depth
 from bpt_core.predict import Launched, Picture, Prediction, Predictor
 from bpt_core.residency import Resident
+from tests.service import eventually
 
 DEPTHS = [Depth.SHALLOW, Depth.DEEP, Depth.DEEP_TOP4, None]
 
@@ -102,14 +102,6 @@ def error_of(answer: Answer, index: int) -> BptError:
     found = answer.images[index]
     assert isinstance(found, BptError)
     return found
-
-
-def eventually(look: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if look():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def test_many_callers_at_once_each_get_what_the_predictor_alone_says(
