@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from api import problems
 from api.deps import Services
+from api.indexes import Indexes
 from api.inference_schemas import InferRequest
 from api.metrics import QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe
@@ -22,12 +23,15 @@ from api.routes import (
     batch_predictions,
     catalog,
     customers,
+    dataset_items,
+    dataset_versions,
     datasets,
     health,
     inference_protocol,
     predictions,
     prompt_sets,
     tuning_jobs,
+    uploads,
 )
 from bpt_store import logs
 from bpt_store.db import Database
@@ -35,8 +39,13 @@ from bpt_store.objects import Objects
 from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
+API_ROUTES = (
+    *(customers, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(tuning_jobs, prompt_sets, aliases, batch_predictions),
+)
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20
+_BOUNDS_ITSELF = re.compile(r"/v1/(datasets|datasets/[^/]+/versions|uploads/[^/]+/parts/[^/]+)")
 
 DESCRIPTION = """
 One frozen Vision Transformer, a small prompt set per customer: upload a dataset, tune, predict.
@@ -55,10 +64,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
         lifespan=_lifespan,
     )
+    objects = Objects(settings.objects_url)
     app.state.services = Services(
         settings=settings,
         database=Database(settings),
-        objects=Objects(settings.objects_url),
+        objects=objects,
+        indexes=Indexes(objects),
         doorbell=Doorbell(celery_app(settings)),
     )
     app.state.registry = CollectorRegistry()
@@ -66,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.serving = None
     app.include_router(health.router)
     if settings.role in (Role.API, Role.ALL):
-        for module in (customers, catalog, datasets, tuning_jobs, prompt_sets, aliases, batch_predictions):
+        for module in API_ROUTES:
             app.include_router(module.router)
     if settings.role in (Role.PREDICT, Role.ALL):
         # Only here, so that the role `api` never imports torch.
@@ -75,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.serving = Serving(settings, app.state.services.database, app.state.registry)
     app.include_router(predictions.router)
     app.include_router(inference_protocol.router)
-    problems.install(app, [PredictionCreate, InferRequest])
+    problems.install(app, [PredictionCreate, InferRequest, *uploads.BODY_SCHEMAS])
     app.add_middleware(LimitBody, limit_of=partial(_body_limit, settings))
     app.add_middleware(Observe, metrics=RequestMetrics(app.state.registry))
     return app
@@ -92,8 +103,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _body_limit(settings: Settings, path: str) -> int | None:
-    if path == "/v1/datasets":
-        return None  # uploads bound themselves
+    if _BOUNDS_ITSELF.fullmatch(path):
+        return None
+    if path == "/v1/uploads":
+        return uploads.JSON_LIMIT_BYTES
     if path == "/v1/predictions" or (path.startswith("/v2/") and path.endswith("/infer")):
         return settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
     return BODY_LIMIT_BYTES

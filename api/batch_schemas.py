@@ -47,7 +47,7 @@ class BatchPredictionCreate(Request):
         },
     )
 
-    dataset: str
+    dataset: str = Field(description="`ds_...`, the newest version, or `ds_...:3`")
     prompt_sets: list[Reference] = Field(
         min_length=1,
         max_length=16,
@@ -83,6 +83,7 @@ class BatchPrediction(BaseModel):
     id: str
     state: models.JobState
     dataset: str
+    dataset_version: int | None
     prompt_sets: list[ExactPromptSet]
     split: Split | None
     top_k: int
@@ -104,6 +105,7 @@ class BatchPrediction(BaseModel):
             id=ids.public(ids.JOB, row.id),
             state=row.state,
             dataset=ids.public(ids.DATASET, row.dataset_id),
+            dataset_version=row.dataset_version,
             prompt_sets=[ExactPromptSet(**used) for used in row.payload["prompt_sets"]],
             split=row.payload["split"],
             top_k=row.payload["top_k"],

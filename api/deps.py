@@ -11,6 +11,7 @@ from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.indexes import Indexes
 from api.problems import Problem
 from bpt_store import customers
 from bpt_store.customers import Identity, Scope
@@ -32,6 +33,7 @@ class Services:
     settings: Settings
     database: Database
     objects: Objects
+    indexes: Indexes
     doorbell: Doorbell
 
 

@@ -16,7 +16,7 @@ from bpt_core.errors import InvalidSetting
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe, default_recipe, parameter_count
 from bpt_core.sweep import Search
-from bpt_store import jobs, models
+from bpt_store import datasets, jobs, models
 from bpt_store.settings import Settings
 
 
@@ -43,7 +43,7 @@ class Plan:
         }
 
 
-def make(body: schemas.TuningJobCreate, dataset: models.Dataset, session: Session, settings: Settings) -> Plan:
+def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session: Session, settings: Settings) -> Plan:
     """What a request asks for, with defaults filled in.
 
     Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`.
@@ -59,9 +59,7 @@ def make(body: schemas.TuningJobCreate, dataset: models.Dataset, session: Sessio
     search = _search(auto, body.trials)
     if search:
         search.recipes(recipe)  # refuses what cannot be searched
-    assert dataset.report is not None  # a ready dataset has one
-    of_classes = dataset.report["counts"].values()
-    train, val = (sum(splits[name] for splits in of_classes) for name in ("train", "val"))
+    train, val = (datasets.images(dataset, split) for split in ("train", "val"))
     flops = tuning_flops(recipe, spec, train_images=train, val_images=val, search=search)
     rate = jobs.measured_flops_per_second(session) or settings.tuning_flops_per_second
     return Plan(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
-from bpt_store import datasets, ids, models
+from bpt_store import ids, models
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
 
@@ -159,38 +159,83 @@ class MethodInfo(BaseModel):
 
 
 class Source(BaseModel):
-    sha256: str
+    """What was sent. `sha256` is absent where it came in parts and nobody said."""
+
+    sha256: str | None
     bytes: int
 
 
-class Dataset(BaseModel):
-    id: str
-    name: str
+Counts = dict[str, dict[str, int]]
+
+
+class DatasetVersion(BaseModel):
+    """Complete by itself; never changes once it is ready."""
+
+    dataset: str
+    number: int
     state: models.DatasetState
-    task: str
+    base: int | None = Field(description="the version it was made from; null for the first")
+    task: str | None = Field(description="single-label, multi-label or unlabelled, once ready")
     class_names: list[str]
-    counts: dict[str, dict[str, int]] | None = Field(description="images per class and split, once ready")
+    counts: Counts | None = Field(description="images per class and split, once ready")
+    splits: dict[str, int] | None = Field(description="images per split, once ready")
     image_count: int | None = Field(description="images in all, once ready")
+    verdict: str | None = Field(description="good to tune, tune with care, or fix first: see the report")
     source: Source | None
     error: Trouble | None
-    metadata: dict[str, str]
     created_at: datetime
 
     @classmethod
-    def of(cls, row: models.Dataset) -> Self:
+    def of(cls, row: models.DatasetVersion) -> Self:
+        return cls(dataset=ids.public(ids.DATASET, row.dataset_id), number=row.number, base=row.base, **_shown(row))
+
+
+class Dataset(BaseModel):
+    """As its newest ready version is, or the first one before that."""
+
+    id: str
+    name: str
+    version: int | None = Field(description="the newest ready version; `<id>:<number>` names one for good")
+    options: dict[str, Any] = Field(description="how it is read")
+    metadata: dict[str, str]
+    state: models.DatasetState
+    task: str | None = Field(description="single-label, multi-label or unlabelled, once ready")
+    class_names: list[str]
+    counts: Counts | None = Field(description="images per class and split, once ready")
+    splits: dict[str, int] | None = Field(description="images per split, once ready")
+    image_count: int | None = Field(description="images in all, once ready")
+    verdict: str | None = Field(description="good to tune, tune with care, or fix first: see the report")
+    source: Source | None
+    error: Trouble | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.Dataset, shown: models.DatasetVersion) -> Self:
         return cls(
             id=ids.public(ids.DATASET, row.id),
             name=row.name,
-            state=row.state,
-            task=row.task,
-            class_names=row.class_names,
-            counts=(row.report or {}).get("counts") if row.state is models.DatasetState.READY else None,
-            image_count=datasets.images(row) if row.state is models.DatasetState.READY else None,
-            source=Source(sha256=row.source_sha256, bytes=row.source_bytes or 0) if row.source_sha256 else None,
-            error=Trouble.of(row.error),
+            version=row.latest,
+            options=row.options,
             metadata=row.custom,
-            created_at=row.created_at,
+            **{**_shown(shown), "created_at": row.created_at},
         )
+
+
+def _shown(row: models.DatasetVersion) -> dict[str, Any]:
+    """What dataset and version have in common."""
+    known = row.source_sha256 is not None or bool(row.source_bytes)
+    return {
+        "state": row.state,
+        "task": row.task,
+        "class_names": row.class_names,
+        "counts": row.counts,
+        "splits": row.splits,
+        "image_count": row.images,
+        "verdict": row.verdict,
+        "source": Source(sha256=row.source_sha256, bytes=row.source_bytes or 0) if known else None,
+        "error": Trouble.of(row.error),
+        "created_at": row.created_at,
+    }
 
 
 # --- tuning jobs ---
@@ -251,7 +296,7 @@ class TuningJobCreate(Request):
         },
     )
 
-    dataset: str
+    dataset: str = Field(description="`ds_...`, the newest version, or `ds_...:3`")
     prompt_set: PromptSetName
     backbone: str | None = None
     method: MethodChoice = MethodChoice()
@@ -291,6 +336,7 @@ class TuningJob(BaseModel):
     id: str
     state: models.JobState
     dataset: str
+    dataset_version: int | None
     prompt_set: str
     backbone: str
     method: dict[str, Any]
@@ -318,6 +364,7 @@ class TuningJob(BaseModel):
             id=ids.public(ids.JOB, row.id),
             state=row.state,
             dataset=ids.public(ids.DATASET, row.dataset_id),
+            dataset_version=row.dataset_version,
             prompt_set=row.payload["prompt_set"],
             backbone=row.payload["backbone"],
             method=method,

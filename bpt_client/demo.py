@@ -152,7 +152,7 @@ class Demo:
         sha256 = _sha256(archive)
         for dataset in client.datasets.list():
             same = dataset.name == DATASET and dataset.source is not None and dataset.source.sha256 == sha256
-            if same and not dataset.is_failed and dataset.state != "uploading":
+            if same and not dataset.is_failed:
                 how = "is there from an earlier run"
                 break
         else:
@@ -162,8 +162,11 @@ class Demo:
         if not dataset.is_ready:
             with self._busy("validating"):
                 dataset = client.datasets.wait(dataset.id)
-        splits = ", ".join(f"{dataset.images(split)} {split}" for split in dataset.splits)
-        self._say(f"dataset {dataset.name!r} {how}: {len(dataset.class_names)} classes, images: {splits}")
+        splits = ", ".join(f"{images} {split}" for split, images in dataset.splits.items() if images)
+        self._say(
+            f"dataset {dataset.name!r} {how}: {len(dataset.class_names)} classes, images: {splits}; verdict of its "
+            f"report: {dataset.verdict}"
+        )
         return dataset
 
     # --- tuning -------------------------------------------------------------------------------------------------

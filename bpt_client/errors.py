@@ -6,7 +6,7 @@ BptError                     everything this package raises on purpose
 ├── UnexpectedAnswer         an answer this client cannot read; is it the service at all?
 ├── TransferCorrupt          bytes that arrived do not have the announced SHA-256
 ├── WaitedTooLong            it goes on, but the caller's patience is over
-├── DatasetFailed            the dataset waited for was refused: see `.dataset`
+├── DatasetFailed            the dataset, or its version, waited for was refused: see `.dataset`
 ├── TuningFailed             the job waited for failed or was cancelled: see `.job`
 ├── BatchPredictionFailed    likewise
 └── ApiError                 the service said no: status, code, detail, request_id, param, errors
@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bpt_client.models import BatchPrediction, Dataset, TuningJob
+    from bpt_client.models import BatchPrediction, DatasetContents, TuningJob
 
 
 class BptError(Exception):
@@ -54,9 +54,11 @@ class WaitedTooLong(BptError):
 
 
 class DatasetFailed(BptError):
-    def __init__(self, dataset: Dataset) -> None:
+    """`what` is how the message calls it: a dataset, or a version of one."""
+
+    def __init__(self, dataset: DatasetContents, what: str) -> None:
         reason = f"{dataset.error.detail} ({dataset.error.code})" if dataset.error else "no reason was given"
-        super().__init__(f"dataset {dataset.id} failed: {reason}")
+        super().__init__(f"{what} failed: {reason}")
         self.dataset = dataset
 
 

@@ -19,7 +19,6 @@ from bpt_client.errors import UnexpectedAnswer
 T = TypeVar("T")
 Json = dict[str, Any]
 
-_SPLITS = ("train", "val", "test")
 TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -81,27 +80,30 @@ class Method:
 
 @dataclass(frozen=True)
 class Source:
-    """The archive as it was uploaded."""
+    """What was sent, as it came. `sha256` is unknown where the service fetched it by itself."""
 
     sha256: str | None = None
     bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """`counts` is {class name: {split: images}}, None until the dataset was validated, empty without labels."""
+@dataclass(frozen=True, kw_only=True)
+class DatasetContents:
+    """What a dataset and a version of it have in common; most of it is empty until it was validated.
 
-    id: str
-    name: str
+    `counts` is {class name: {split: images}}, without labels there are none; an image with several labels counts once
+    for each of them. `splits` is {split: images}. `verdict` is "good to tune", "tune with care" or "fix first".
+    """
+
     state: str
     created_at: datetime
-    task: str = "single-label"
+    task: str | None = None
     class_names: tuple[str, ...] = ()
-    source: Source | None = None
-    counts: dict[str, dict[str, int]] | None = None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
     image_count: int | None = None
+    verdict: str | None = None
+    source: Source | None = None
     error: Problem | None = None
-    metadata: Json = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -113,15 +115,27 @@ class Dataset:
 
     def images(self, split: str | None = None) -> int:
         """Images in one split, or in all of them; 0 while nothing is known."""
-        if self.task == "unlabelled":
-            return (self.image_count or 0) if split in (None, "test") else 0
-        counts = (self.counts or {}).values()
-        return sum(images for splits in counts for name, images in splits.items() if split in (None, name))
+        return (self.image_count or 0) if split is None else self.splits.get(split, 0)
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that have images: train, val, test."""
-        return tuple(split for split in _SPLITS if self.images(split))
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(DatasetContents):
+    """As its newest ready version is, which is number `version`; before there is one, as the first is."""
+
+    id: str
+    name: str
+    version: int | None = None
+    options: Json = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetVersion(DatasetContents):
+    """`dataset` is an id, `base` the number of the version it was made from, None for the first."""
+
+    dataset: str
+    number: int
+    base: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from bpt_client.errors import TuningFailed
 from bpt_client.following import ended, follow
 from bpt_client.models import JobEvent, TuningJob, TuningPlan
+from bpt_client.report_models import TuningReport
 from bpt_client.transport import Transport, segment
 
 
@@ -68,6 +69,14 @@ class TuningJobs:
     def cancel(self, job_id: str) -> TuningJob:
         """A running job winds down first: it is `cancelling`, then `cancelled`."""
         return self._transport.send(TuningJob, f"/v1/tuning-jobs/{segment(job_id)}/cancel")
+
+    def report(self, job_id: str) -> TuningReport:
+        """Probable label errors, the hardest images and the most confused classes.
+
+        Conflict `job_unfinished` before the job has ended; NotFound where it has no report: it did not succeed, or is
+        older than reports are.
+        """
+        return self._transport.fetch(TuningReport, f"/v1/tuning-jobs/{segment(job_id)}/report")
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
         """Events there are so far, with a number above `after`."""

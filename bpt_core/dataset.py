@@ -8,21 +8,21 @@ JSON {"format", "task"}. Other Arrow types, such as large_binary or int32, lose 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bpt_core.errors import DatasetError
+from bpt_core.pictures import Split as Split
 
 FORMAT = 1
 SINGLE_LABEL = "single-label"
@@ -34,12 +34,6 @@ ROW_GROUP_BYTES = 32 << 20  # what reading holds in memory at a time
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _COLUMNS = pa.schema([("image", _IMAGE), ("labels", pa.list_(pa.int64())), ("split", pa.string())])
-
-
-class Split(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class ShardWriter:
         self._row_group_rows = row_group_rows
         self._items: list[Item] = []
         self._items_bytes = 0
-        self._written_bytes = 0
+        self._written_bytes = self._written_rows = 0  # of the open shard
         self._parquet: pq.ParquetWriter | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -96,18 +90,24 @@ class ShardWriter:
             self._remove()
             raise
 
-    def write(self, item: Item) -> None:
-        """Raises DatasetError where the labels do not fit the class names or the task."""
+    def write(self, item: Item) -> tuple[int, int]:
+        """-> number of the shard and row in it, both from 0, where the item will lie.
+
+        Raises DatasetError where the labels do not fit the class names or the task.
+        """
         if any(not 0 <= label < self._class_count for label in item.labels):
             raise DatasetError(f"{item.path}: labels {item.labels} of {self._class_count} classes")
         if self._task == SINGLE_LABEL and len(item.labels) != 1:
             raise DatasetError(f"{item.path}: {len(item.labels)} labels in a single-label dataset")
         if self._task == UNLABELLED and item.labels:
             raise DatasetError(f"{item.path}: labels {item.labels} in a dataset without labels")
+        is_open = self._parquet is not None
+        place = len(self.shards) - is_open, is_open * self._written_rows + len(self._items)
         self._items.append(item)
         self._items_bytes += len(item.image)
         if len(self._items) >= self._row_group_rows or self._items_bytes >= ROW_GROUP_BYTES:
             self._flush()
+        return place
 
     def _flush(self) -> None:
         """Buffered items become one row group; a first shard is there even without items."""
@@ -122,6 +122,7 @@ class ShardWriter:
         ]
         self._parquet.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._written_bytes += self._items_bytes
+        self._written_rows += len(self._items)
         self._items, self._items_bytes = [], 0
         if self._written_bytes >= self._shard_bytes:
             self._close()
@@ -129,7 +130,7 @@ class ShardWriter:
     def _open(self) -> None:
         path = self._directory / f"shard-{len(self.shards):05d}.parquet"
         self.shards.append(path)
-        self._written_bytes = 0
+        self._written_bytes = self._written_rows = 0
         # Pictures are compressed already; their statistics would hold whole pictures.
         self._parquet = pq.ParquetWriter(
             path, self._schema, compression="none", use_dictionary=False, write_statistics=False
@@ -214,38 +215,19 @@ class PackedDataset:
                     yield parquet, group
 
 
-def split_by_hash(
-    classes_of: Mapping[str, Collection[str]], val_fraction: float, test_fraction: float
-) -> dict[str, Split]:
-    """Pixel hash (hexadecimal) -> classes it occurs in, gives pixel hash -> split; independent of any order.
-
-    Every class keeps a train image, and has a val image if it has two pictures or more (rarely not, where it
-    shares its few pictures with other classes).
-    """
-    split_of: dict[str, Split] = {}
-    hashes_of: defaultdict[str, list[str]] = defaultdict(list)
-    for pixels in sorted(classes_of):
-        share = int(pixels[:16], 16) / 2**64
-        late = Split.TEST if share < val_fraction + test_fraction else Split.TRAIN
-        split_of[pixels] = Split.VAL if share < val_fraction else late
-        for name in classes_of[pixels]:
-            hashes_of[name].append(pixels)
-
-    def of(name: str, split: Split) -> list[str]:
-        return [pixels for pixels in hashes_of[name] if split_of[pixels] is split]
-
-    def is_spare(pixels: str) -> bool:
-        return all(len(of(name, Split.TRAIN)) > 1 for name in classes_of[pixels])
-
-    for name in sorted(hashes_of):
-        if not of(name, Split.TRAIN):
-            split_of[hashes_of[name][-1]] = Split.TRAIN
-    for name in sorted(hashes_of):
-        if not of(name, Split.VAL):
-            chosen = next(chain(filter(is_spare, of(name, Split.TRAIN)), of(name, Split.TEST)), None)
-            if chosen is not None:
-                split_of[chosen] = Split.VAL
-    return split_of
+def read_image(shard: Path | BinaryIO, row: int) -> bytes:
+    """The encoded picture of one row; of the shard no more is read than its row group. DatasetError."""
+    try:
+        with pq.ParquetFile(shard) as parquet:
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                if row < rows:
+                    column = parquet.read_row_group(group, columns=["image"])["image"]
+                    return bytes(column[row].as_py()["bytes"])
+                row -= rows
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError("the shard cannot be read") from error
+    raise DatasetError("the shard has no such row")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import hashlib
 import io
 import re
 import warnings
+from functools import cache
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from bpt_core.errors import ImageError
 
@@ -29,13 +31,25 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS_ON_ITS_SIDE = {5, 6, 7, 8}
 _BMP_HEADER_BYTES = {12, 40, 52, 56, 64, 108, 124}
+_PLUGINS = (
+    *(f"{name}ImagePlugin" for name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")),
+    "ImageOps",
+)
+# What a file of the ISO base media kind holds (ISO/IEC 23000-22 and 23008-12); videos begin alike.
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_BRANDS_BYTES = 256  # that are looked at of the first box; real ones have 20 to 50
 _WEBP_SIDE_LIMIT = 16_383  # pixels
 _SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as the warnings module keeps its filters
 
 
 def sniff(data: bytes) -> str | None:
-    """The format that the first bytes announce: JPEG, PNG, WEBP, BMP, TIFF or GIF; None for anything else."""
+    """The format that the first bytes announce; None for anything else.
+
+    JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF (of which HEIC is a kind).
+    """
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -49,30 +63,54 @@ def sniff(data: bytes) -> str | None:
     # Two letters alone would make a picture of many a text.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return "BMP"
-    return None
+    return _sniff_brands(data) if data[4:8] == b"ftyp" else None
 
 
-def canonical(data: bytes, *, short_side: int = SHORT_SIDE, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """Encoded JPEG, PNG, WebP, BMP or TIFF -> upright RGB without metadata, short side at most `short_side` pixels.
+def load_decoders() -> None:
+    """Import now what is else imported when a format is first met: for processes that will open no more files."""
+    for name in _PLUGINS:
+        import_module(f"PIL.{name}")
+    Image.preinit()
+    _has_heif()
 
+
+def canonical(
+    data: bytes, *, short_side: int = SHORT_SIDE, pixel_limit: int = PIXEL_LIMIT, first_frame: bool = False
+) -> Image.Image:
+    """Encoded JPEG, PNG, WebP, BMP, TIFF, AVIF -> upright RGB without metadata, short side `short_side` pixels or less.
+
+    HEIC where pillow_heif is installed. Of a file with several pictures (GIF, APNG, animated WebP or AVIF, MPO, TIFF
+    of several pages) the first is taken with `first_frame`; without it such files are refused, and so is every GIF.
     Never enlarges. Transparent parts lie on white; 16-bit grey keeps its high byte; colour profiles are ignored.
     Raises ImageError: image_unsupported, image_corrupt, image_too_large, image_animated, image_decode_limit.
     """
+    return canonical_with_size(data, short_side=short_side, pixel_limit=pixel_limit, first_frame=first_frame)[0]
+
+
+def canonical_with_size(
+    data: bytes, *, short_side: int = SHORT_SIDE, pixel_limit: int = PIXEL_LIMIT, first_frame: bool = False
+) -> tuple[Image.Image, tuple[int, int]]:
+    """-> what `canonical` gives, and width and height of the original, upright, in pixels. Raises as `canonical`."""
     if not data:
         raise ImageError("the file is empty", code="image_corrupt")
     name = sniff(data)
     if name is None:
-        raise ImageError("the content is no JPEG, PNG, WebP, BMP or TIFF", code="image_unsupported")
+        raise ImageError("the content is no JPEG, PNG, WebP, BMP, TIFF, AVIF or HEIC", code="image_unsupported")
+    if not _has_decoder(name):
+        raise ImageError(f"this service has no decoder for {name}", code="image_unsupported")
     _silence_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as source:
-            _check(source, short_side, pixel_limit)
+            _check(source, short_side, pixel_limit, first_frame)
+            width, height = source.size  # draft() changes it
             source.draft(None, (short_side, short_side))  # JPEG: DCT scaling, never below the target
             source.load()
             # After load(): PNG may carry its EXIF behind the pixels, and TIFF has been turned by then.
-            turn = _UPRIGHT.get(_orientation(source))
+            orientation = _orientation(source)
             image = _shrunk(_rgb(source), short_side)
-        return _bare(image if turn is None else image.transpose(turn))
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return _bare(image), (height, width) if orientation in _TURNS_ON_ITS_SIDE else (width, height)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -82,6 +120,8 @@ def canonical(data: bytes, *, short_side: int = SHORT_SIDE, pixel_limit: int = P
     except Exception as error:  # Pillow's decoders raise nearly anything: SyntaxError, ValueError, struct.error ...
         # Pillow's text for this one holds a memory address.
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {str(error)[:200]}"
+        if "out of memory" in reason.lower():  # what codecs say where Python's own code says MemoryError
+            raise ImageError("decoding needs more memory than allowed", code="image_decode_limit") from error
         raise ImageError(f"the {name} data is damaged{reason}", code="image_corrupt") from error
 
 
@@ -123,6 +163,34 @@ def pixel_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def _sniff_brands(data: bytes) -> str | None:
+    """AVIF or HEIF by the brands in the file's first box: length, "ftyp", major brand, version, compatible brands."""
+    end = min(int.from_bytes(data[:4]), _BRANDS_BYTES)
+    major, others = data[8:12], {data[at : at + 4] for at in range(16, end - 3, 4)}
+    for brands in ({major}, others):  # an AVIF may be read as many things, and a HEIC too: the major brand decides
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        if brands & _HEIF_BRANDS:
+            return "HEIF"
+    return None
+
+
+def _has_decoder(name: str) -> bool:
+    if name == "HEIF":
+        return _has_heif()
+    return name != "AVIF" or bool(features.check("avif"))
+
+
+@cache
+def _has_heif() -> bool:
+    """Pillow learns HEIF from a package that is no dependency: the codec inside is patented."""
+    try:
+        import_module("pillow_heif").register_heif_opener(decode_threads=1)
+    except ImportError:
+        return False
+    return True
+
+
 def _silence_pillow() -> None:
     """Pillow warns about files of customers; what matters of that is in our errors.
 
@@ -133,12 +201,13 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=_SILENT[3].pattern)
 
 
-def _check(source: Image.Image, short_side: int, pixel_limit: int) -> None:
+def _check(source: Image.Image, short_side: int, pixel_limit: int, first_frame: bool) -> None:
     width, height = source.size
-    if getattr(source, "is_animated", False):
-        raise ImageError("the file holds more than one picture", code="image_animated")
-    if source.format == "GIF":
-        raise ImageError("GIF is not accepted", code="image_unsupported")
+    if not first_frame:
+        if getattr(source, "is_animated", False):
+            raise ImageError("the file holds more than one picture", code="image_animated")
+        if source.format == "GIF":
+            raise ImageError("GIF is not accepted", code="image_unsupported")
     _check_size(width, height, short_side, pixel_limit)
 
 

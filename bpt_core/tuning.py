@@ -7,7 +7,8 @@ The best epoch is chosen on the validation split; the test split is touched once
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from bpt_core import burstiness, vit
+from bpt_core import burstiness, review, vit
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone, check_pooling
 from bpt_core.compute import Compute
@@ -36,6 +37,9 @@ BURSTINESS_IMAGES = 32
 class Tuned:
     """The outcome. `recipe` is the one that was best, with every number settled; `trials` tells what each trial of a
     search came to. `test` is None where the dataset has no test split (a val split is never called test).
+
+    `report` tells about single images: see review.make. It never costs the prompt set: where it could not be made it
+    says so in its `error`, and `report_failure` is the traceback.
     """
 
     prompt_set: PromptSet
@@ -46,6 +50,8 @@ class Tuned:
     whitening: list[dict[str, Any]] = field(default_factory=list)
     burstiness: Mapping[str, Any] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    report_failure: str | None = None
 
 
 OnEpoch = Callable[[Epoch, Callable[[], bytes]], None]
@@ -146,10 +152,13 @@ class _Run:
         names, task = self.dataset.class_names, self.dataset.task
         (logits,) = group.logits(group.kept.validation())
         calibration = fit_calibration(logits, group.images.val.targets, task)
+        answers = [review.Answers(Split.VAL, group.images.val, logits)]
         test, test_images = None, self._images(Split.TEST)
         if len(test_images):
             (test_logits,) = group.logits(group.kept.evaluation(test_images))
             test = evaluate(test_logits, test_images.targets, names, task, calibration)
+            answers.append(review.Answers(Split.TEST, test_images, test_logits))
+        report, report_failure = self._report(group, answers, calibration)
         return Tuned(
             prompt_set=self._prompt_set(group, trial, calibration),
             recipe=trial.recipe,
@@ -159,6 +168,8 @@ class _Run:
             whitening=[each.report() for each in group.whitening],
             burstiness=self._burstiness(group, trial),
             trials=self._table() if self.search else [],
+            report=report,
+            report_failure=report_failure,
         )
 
     def checkpoint(self) -> bytes:
@@ -221,6 +232,18 @@ class _Run:
         for group in self.groups:
             group.trials = [trial for trial in group.trials if trial in self.trials.values()]
         self.groups = [group for group in self.groups if group.trials]
+
+    def _report(
+        self, group: Group, answers: Sequence[review.Answers], calibration: Calibration
+    ) -> tuple[dict[str, Any], str | None]:
+        """The report, and the traceback where it could not be made."""
+        unprompted = review.Unprompted(self.backbone, group.pooling, self.compute)
+        images, seed = group.images, self.recipe.seed
+        try:
+            report = review.make(unprompted, images.train, answers, images.class_names, images.task, calibration, seed)
+        except Exception:  # whatever it is: hours of tuning must not be lost for what is said about single images
+            return review.unavailable(), traceback.format_exc()
+        return report, None
 
     def _burstiness(self, group: Group, trial: Trial) -> dict[str, Any]:
         if trial.prompts is None:

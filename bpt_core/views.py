@@ -21,7 +21,7 @@ class SplitImages:
     """Images and labels of one split. Decoded images stay in memory up to `keep_limit_bytes`; the rest is
     decoded again whenever it is needed.
 
-    `targets` is float32 [N, C]: 1 where the image has the label.
+    `targets` is float32 [N, C]: 1 where the image has the label. `paths` say where each image came from.
     """
 
     def __init__(
@@ -34,12 +34,14 @@ class SplitImages:
     ) -> None:
         self._image_size = image_size
         self._stored: list[Image.Image | bytes] = []
+        self.paths: list[str] = []
         labels: list[tuple[int, ...]] = []
         kept_bytes = 0
         for item in dataset.items(split):
             image = images.decode(item.image)
             kept_bytes += image.width * image.height * 3
             self._stored.append(image if kept_bytes <= keep_limit_bytes else item.image)
+            self.paths.append(item.path)
             labels.append(item.labels)
         self.targets = torch.zeros(len(labels), len(dataset.class_names))
         for row, chosen in enumerate(labels):

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from bpt_store import jobs, prompt_sets
 from bpt_store.errors import Damaged
-from bpt_store.models import Dataset, Job, JobKind
+from bpt_store.models import DatasetVersion, Job, JobKind
 
 
 def create(
     session: Session,
     customer_id: UUID,
-    dataset: Dataset,
+    dataset: DatasetVersion,
     references: Sequence[str],
     *,
     split: str | None,
@@ -30,7 +30,8 @@ def create(
         session,
         customer_id,
         JobKind.BATCH_PREDICT,
-        dataset_id=dataset.id,
+        dataset_id=dataset.dataset_id,
+        dataset_version=dataset.number,
         payload={
             "prompt_sets": _resolved(session, references),
             "split": split,

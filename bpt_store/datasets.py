@@ -1,64 +1,98 @@
-"""Datasets: uploading -> validating -> ready | failed. A failed upload leaves nothing, a failed ingest a report."""
+"""Datasets and their versions: validating -> ready | failed. A failed ingest leaves a report and nothing else.
+
+A dataset is what a customer calls by name; each of its versions is complete by itself and never changes once it is
+ready. The newest ready one is the dataset's `latest`. `ds_...` means that one, `ds_...:3` the third.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session, undefer
 
-from bpt_store import ids, jobs
+from bpt_store import ids, jobs, quotas
 from bpt_store.errors import Conflict, NotFound
-from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, Job, JobKind
+from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, DatasetVersion, Job, JobKind
 
-SINGLE_LABEL = "single-label"
 UNLABELLED = "unlabelled"  # images to predict, without classes; all in the split test
 
 
 def prefix(dataset_id: UUID) -> str:
-    """All objects of a dataset lie under it."""
+    """All objects of a dataset lie under it, named by their content."""
     return f"datasets/{dataset_id.hex}/"
 
 
-def begin_upload(
+def create(
     session: Session,
     customer_id: UUID,
     name: str,
-    custom: Mapping[str, Any],
-    source_suffix: str,
-    task: str = SINGLE_LABEL,
-) -> Dataset:
-    """The row that owns an upload's object from before its first byte."""
-    dataset = Dataset(customer_id=customer_id, name=name, state=DatasetState.UPLOADING, task=task, custom=dict(custom))
+    options: Mapping[str, Any],
+    source: Mapping[str, Any],
+    custom: Mapping[str, Any] | None = None,
+    *,
+    limits: quotas.Limits | None = None,
+) -> tuple[Dataset, Job]:
+    """A dataset whose first version is to be made of `source`; ring for the job after the commit.
+
+    An upload has been held against `limits` before. LimitReached `quota_exceeded`.
+    """
+    if limits is not None:
+        quotas.check(session, customer_id, limits, datasets=1)
+    dataset = Dataset(
+        customer_id=customer_id,
+        name=name,
+        state=DatasetState.VALIDATING,
+        options=dict(options),
+        custom=dict(custom or {}),
+    )
     session.add(dataset)
     session.flush()
-    dataset.source_key = f"{prefix(dataset.id)}source{source_suffix}"
-    session.flush()
+    _, job = _add_version(session, dataset, 1, base=None, source=source, changes=None)
+    return dataset, job
+
+
+def add_version(
+    session: Session,
+    dataset_id: UUID,
+    *,
+    source: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    base: int | None = None,
+) -> tuple[DatasetVersion, Job]:
+    """The next version: the newest ready one with `changes` made to its items, and with what `source` adds.
+
+    A `base` that is given must be the newest ready version. Conflict `dataset_not_ready`, `version_moved`,
+    `version_unfinished` (another one is being made).
+    """
+    dataset = get_at(session, dataset_id, base, lock=True)
+    number = next_number(session, dataset_id)
+    return _add_version(session, dataset, number, base=dataset.latest, source=source, changes=changes)
+
+
+def get_at(session: Session, dataset_id: UUID, base: int | None, *, lock: bool = False) -> Dataset:
+    """A dataset that is ready, its newest version `base` if that is given.
+
+    NotFound, Conflict `dataset_not_ready`, `version_moved`.
+    """
+    dataset = get(session, dataset_id, lock=lock)
+    if dataset.latest is None:
+        raise Conflict(f"the dataset is {dataset.state}, not ready", code="dataset_not_ready")
+    if base is not None and base != dataset.latest:
+        raise Conflict(f"the newest version is {dataset.latest}, not {base}", code="version_moved")
     return dataset
 
 
-def finish_upload(
-    session: Session, dataset_id: UUID, *, sha256: str, size_bytes: int, payload: Mapping[str, Any]
-) -> Job:
-    """The bytes are stored: the dataset is `validating`, and its ingest job is queued in the same transaction."""
-    dataset = get(session, dataset_id, lock=True)
-    if dataset.state is not DatasetState.UPLOADING:
-        raise Conflict("the upload has expired", code="upload_expired")
-    dataset.state = DatasetState.VALIDATING
-    dataset.source_sha256, dataset.source_bytes = sha256, size_bytes
-    return jobs.create(session, dataset.customer_id, JobKind.INGEST, dataset_id=dataset.id, payload=payload)
-
-
-def abandon_upload(session: Session, dataset_id: UUID) -> None:
-    """Forget an upload that did not end well: no row stays, and what was stored is deleted."""
-    dataset = session.scalar(select(Dataset).where(Dataset.id == dataset_id, Dataset.state == DatasetState.UPLOADING))
-    if dataset is not None:
-        jobs.doom(session, dataset.customer_id, prefix(dataset.id))
-        session.delete(dataset)
+def next_number(session: Session, dataset_id: UUID) -> int:
+    """Of the version after all there are. Conflict `version_unfinished` while the newest is being made."""
+    newest = versions(session, dataset_id, limit=1)[0]
+    if newest.state is DatasetState.VALIDATING:
+        raise Conflict(f"version {newest.number} is not finished yet", code="version_unfinished")
+    return newest.number + 1
 
 
 def get(session: Session, dataset_id: UUID, *, lock: bool = False) -> Dataset:
@@ -69,70 +103,172 @@ def get(session: Session, dataset_id: UUID, *, lock: bool = False) -> Dataset:
     return dataset
 
 
-def get_ready(session: Session, dataset_id: UUID) -> Dataset:
-    """Locked, so that it cannot be deleted before the job that is to use it is there. Conflict `dataset_not_ready`."""
-    dataset = get(session, dataset_id, lock=True)
-    if dataset.state is not DatasetState.READY:
+@dataclass(frozen=True)
+class Reference:
+    """`ds_<id>` or `ds_<id>:<version>`; without a version the newest ready one is meant."""
+
+    dataset_id: UUID
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """NotFound for what names nothing."""
+        identifier, colon, number = text.partition(":")
+        if not colon:
+            return cls(ids.parse(ids.DATASET, identifier))
+        if not (number.isascii() and number.isdigit() and len(number) <= 9):
+            raise NotFound(f"there is no {text!r}")
+        return cls(ids.parse(ids.DATASET, identifier), int(number))
+
+    def __str__(self) -> str:
+        number = "" if self.version is None else f":{self.version}"
+        return ids.public(ids.DATASET, self.dataset_id) + number
+
+
+def version(session: Session, dataset_id: UUID, number: int, *, whole: bool = False) -> DatasetVersion:
+    """One version in whatever state, `whole` with its report and changes. NotFound."""
+    query = select(DatasetVersion).where(DatasetVersion.dataset_id == dataset_id, DatasetVersion.number == number)
+    if whole:
+        query = query.options(undefer(DatasetVersion.report), undefer(DatasetVersion.changes))
+    found = session.scalar(query)
+    if found is None:
+        raise NotFound(f"there is no {str(Reference(dataset_id, number))!r}")
+    return found
+
+
+def versions(session: Session, dataset_id: UUID, *, before: int | None = None, limit: int) -> list[DatasetVersion]:
+    """Newest first."""
+    query = select(DatasetVersion).where(DatasetVersion.dataset_id == dataset_id)
+    if before is not None:
+        query = query.where(DatasetVersion.number < before)
+    return list(session.scalars(query.order_by(DatasetVersion.number.desc()).limit(limit)))
+
+
+def shown(session: Session, datasets: Sequence[Dataset]) -> dict[UUID, DatasetVersion]:
+    """Of each dataset the version that stands for it: the newest ready one, or the first."""
+    wanted = {dataset.id: dataset.latest or 1 for dataset in datasets}
+    rows = session.scalars(select(DatasetVersion).where(DatasetVersion.dataset_id.in_(wanted)))
+    return {row.dataset_id: row for row in rows if row.number == wanted[row.dataset_id]}
+
+
+def get_ready(session: Session, reference: Reference) -> DatasetVersion:
+    """Its dataset is locked, so that it cannot be deleted before the job that is to use it is there.
+
+    NotFound, Conflict `dataset_not_ready`.
+    """
+    dataset = get(session, reference.dataset_id, lock=True)
+    number = dataset.latest if reference.version is None else reference.version
+    if number is None:
         raise Conflict(f"the dataset is {dataset.state}, not ready", code="dataset_not_ready")
-    return dataset
+    found = version(session, dataset.id, number)
+    if found.state is not DatasetState.READY:
+        raise Conflict(f"version {found.number} of the dataset is {found.state}, not ready", code="dataset_not_ready")
+    return found
 
 
-def get_labelled(session: Session, dataset_id: UUID) -> Dataset:
-    """One that can be tuned on, locked like `get_ready`. Conflict `dataset_unlabelled`."""
-    dataset = get_ready(session, dataset_id)
-    if dataset.task == UNLABELLED:
+def get_labelled(session: Session, reference: Reference) -> DatasetVersion:
+    """One that can be tuned on, its dataset locked as by `get_ready`. Conflict `dataset_unlabelled`."""
+    found = get_ready(session, reference)
+    if found.task == UNLABELLED:
         raise Conflict("the dataset has no labels to learn from", code="dataset_unlabelled")
-    return dataset
+    return found
 
 
-def images(dataset: Dataset, split: str | None = None) -> int:
-    """How many images a ready dataset has, in one split or in all; each is of one class, or of none."""
-    assert dataset.report is not None
-    whole: int = dataset.report["images"]["packed"]
-    if split is None:
-        return whole
-    if dataset.task == UNLABELLED:
-        return whole if split == "test" else 0
-    return sum(counts[split] for counts in dataset.report["counts"].values())
+def images(ready: DatasetVersion, split: str | None = None) -> int:
+    """How many images a ready version has, in one split or in all."""
+    assert ready.images is not None
+    assert ready.splits is not None
+    return ready.images if split is None else int(ready.splits[split])
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an ingest has made of a version. `objects` as in models.DatasetVersion."""
+
+    task: str
+    class_names: Sequence[str]
+    objects: Mapping[str, Any]
+    report: Mapping[str, Any]
 
 
 def become_ready(
-    session: Session,
-    dataset_id: UUID,
-    *,
-    task: str,
-    class_names: Sequence[str],
-    shards: Sequence[Mapping[str, Any]],
-    report: Mapping[str, Any],
-) -> None:
-    """Part of the ingest job's last transaction. The original archive is given up."""
+    session: Session, dataset_id: UUID, number: int, contents: Contents, limits: quotas.Limits
+) -> DatasetVersion:
+    """Part of the ingest job's last transaction. What it was made of is given up. LimitReached `quota_exceeded`."""
     dataset = get(session, dataset_id, lock=True)
-    dataset.state = DatasetState.READY
-    dataset.task = task
-    dataset.class_names, dataset.shards, dataset.report = list(class_names), list(shards), dict(report)
-    if dataset.source_key is not None:
-        jobs.doom(session, dataset.customer_id, dataset.source_key)
-        dataset.source_key = None
+    made = version(session, dataset_id, number)
+    shared = _sizes(session, dataset_id)
+    fresh = sum(size for key, size in _object_sizes(contents.objects).items() if key not in shared)
+    report = dict(contents.report)
+    packed: int = report["images"]["packed"]
+    earlier = version(session, dataset_id, dataset.latest).images or 0 if dataset.latest else 0
+    _give_up_source(session, made)
+    quotas.check(session, dataset.customer_id, limits, images=max(0, packed - earlier), stored_bytes=fresh)
+    made.images, made.stored_bytes = packed, fresh
+    made.state = dataset.state = DatasetState.READY
+    made.task, made.class_names, made.objects = contents.task, list(contents.class_names), dict(contents.objects)
+    made.splits, made.counts, made.verdict = report["splits"], report["counts"], report["verdict"]
+    made.report = report
+    dataset.latest = number
+    session.flush()
+    return made
 
 
 def delete(session: Session, dataset_id: UUID) -> None:
-    """Row and objects. Conflict `dataset_in_use` while an unfinished job needs it."""
+    """Rows and objects of all versions. Conflict `dataset_in_use` while an unfinished job needs it."""
     dataset = get(session, dataset_id, lock=True)
     unfinished = select(Job.id).where(Job.dataset_id == dataset_id, Job.state.not_in(TERMINAL_STATES)).limit(1)
-    if dataset.state is DatasetState.UPLOADING or session.scalar(unfinished) is not None:
+    if session.scalar(unfinished) is not None:
         raise Conflict("an unfinished job uses the dataset", code="dataset_in_use")
     jobs.doom(session, dataset.customer_id, prefix(dataset.id))
     session.execute(sql_delete(Dataset).where(Dataset.id == dataset_id))
 
 
-def abandon_expired_uploads(session: Session, older_than_seconds: float) -> int:
-    """Uploads whose process died (system session) -> how many were swept."""
-    expired = session.scalars(
-        select(Dataset.id).where(
-            Dataset.state == DatasetState.UPLOADING,
-            Dataset.created_at < func.now() - timedelta(seconds=older_than_seconds),
+def _add_version(
+    session: Session,
+    dataset: Dataset,
+    number: int,
+    *,
+    base: int | None,
+    source: Mapping[str, Any] | None,
+    changes: Mapping[str, Any] | None,
+) -> tuple[DatasetVersion, Job]:
+    made = DatasetVersion(
+        dataset_id=dataset.id,
+        number=number,
+        customer_id=dataset.customer_id,
+        state=DatasetState.VALIDATING,
+        base=base,
+        source=None if source is None else dict(source),
+        source_sha256=None if source is None else source.get("sha256"),
+        source_bytes=None if source is None else sum(part["bytes"] for part in source.get("parts", ())),
+        changes=None if changes is None else dict(changes),
+    )
+    session.add(made)
+    session.flush()
+    job = jobs.create(
+        session, dataset.customer_id, JobKind.INGEST, dataset_id=dataset.id, dataset_version=number, payload={}
+    )
+    return made, job
+
+
+def _give_up_source(session: Session, made: DatasetVersion) -> None:
+    for part in (made.source or {}).get("parts", ()):
+        jobs.doom(session, made.customer_id, part["key"])
+    made.source = None
+    session.flush()
+
+
+def _object_sizes(objects: Mapping[str, Any]) -> dict[str, int]:
+    single = (objects[name] for name in ("items", "thumbnails") if name in objects)
+    return {each["key"]: each["bytes"] for each in (*objects["shards"], *single)}
+
+
+def _sizes(session: Session, dataset_id: UUID) -> dict[str, int]:
+    """Objects of the dataset's ready versions, and their bytes."""
+    rows = session.scalars(
+        select(DatasetVersion.objects).where(
+            DatasetVersion.dataset_id == dataset_id, DatasetVersion.state == DatasetState.READY
         )
-    ).all()
-    for dataset_id in expired:
-        abandon_upload(session, dataset_id)
-    return len(expired)
+    )
+    return {key: size for objects in rows if objects for key, size in _object_sizes(objects).items()}

@@ -34,6 +34,7 @@ from bpt_store.models import (
     TERMINAL_STATES,
     Dataset,
     DatasetState,
+    DatasetVersion,
     DoomedObject,
     Job,
     JobEvent,
@@ -63,6 +64,7 @@ def create(
     kind: JobKind,
     *,
     dataset_id: UUID,
+    dataset_version: int,
     payload: Mapping[str, Any],
     prompt_set_id: UUID | None = None,
     custom: Mapping[str, Any] | None = None,
@@ -80,6 +82,7 @@ def create(
         kind=kind,
         state=JobState.QUEUED,
         dataset_id=dataset_id,
+        dataset_version=dataset_version,
         prompt_set_id=prompt_set_id,
         payload=dict(payload),
         custom=dict(custom or {}),
@@ -95,6 +98,16 @@ def get(session: Session, job_id: UUID, kind: JobKind, *, lock: bool = False) ->
     job = session.scalar(query.with_for_update() if lock else query)
     if job is None:
         raise NotFound(f"there is no {ids.public(ids.JOB, job_id)!r}")
+    return job
+
+
+def of_version(session: Session, dataset_id: UUID, number: int) -> Job:
+    """The ingest job that makes, or has made, a version of a dataset. NotFound."""
+    job = session.scalar(
+        select(Job).where(Job.dataset_id == dataset_id, Job.dataset_version == number, Job.kind == JobKind.INGEST)
+    )
+    if job is None:
+        raise NotFound(f"there is no version {number} of {ids.public(ids.DATASET, dataset_id)!r}")
     return job
 
 
@@ -232,6 +245,11 @@ def parts(job: Job) -> list[dict[str, Any]]:
     return list(job.checkpoint["parts"]) if job.checkpoint is not None else []
 
 
+def keep_report(session: Session, fence: Fence, report: Mapping[str, Any]) -> None:
+    """What there is to read about the work, beyond its result."""
+    _held(session, fence).report = dict(report)
+
+
 def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
     """The end, in the same transaction as what the job was to bring about."""
     job = _held(session, fence)
@@ -360,19 +378,26 @@ def _end(session: Session, job: Job, state: JobState, error: Mapping[str, Any] |
     _move(session, job, state, **({"error": job.error} if job.error else {}))
     doom(session, job.customer_id, f"jobs/{job.id.hex}/")
     if job.kind is JobKind.INGEST and state is not JobState.SUCCEEDED:
-        _fail_dataset(session, job)
+        _fail_version(session, job)
     if job.kind is JobKind.BATCH_PREDICT and state is not JobState.SUCCEEDED:
         doom(session, job.customer_id, results_prefix(job.id))
 
 
-def _fail_dataset(session: Session, job: Job) -> None:
-    dataset = session.scalar(
-        select(Dataset).where(Dataset.id == job.dataset_id, Dataset.customer_id == job.customer_id).with_for_update()
+def _fail_version(session: Session, job: Job) -> None:
+    """The version that was to be made fails, and with the first one its dataset. What it was made of is given up."""
+    mine = DatasetVersion.dataset_id == job.dataset_id, DatasetVersion.number == job.dataset_version
+    version = session.scalar(
+        select(DatasetVersion).where(*mine, DatasetVersion.customer_id == job.customer_id).with_for_update()
     )
-    if dataset is not None and dataset.state is DatasetState.VALIDATING:
+    if version is None or version.state is not DatasetState.VALIDATING:
+        return
+    for part in (version.source or {}).get("parts", ()):
+        doom(session, job.customer_id, part["key"])
+    version.state, version.source = DatasetState.FAILED, None
+    version.error = job.error or {"code": "cancelled", "detail": "the ingest was cancelled"}
+    dataset = session.get_one(Dataset, version.dataset_id)
+    if dataset.state is DatasetState.VALIDATING:
         dataset.state = DatasetState.FAILED
-        dataset.error = job.error or {"code": "cancelled", "detail": "the ingest was cancelled"}
-        dataset.source_key = None
         doom(session, job.customer_id, f"datasets/{dataset.id.hex}/")
 
 

@@ -41,15 +41,17 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
         datetime: DateTime(timezone=True),
         str: Text,
-        dict[str, Any]: JSONB,
-        list[Any]: JSONB,
+        # None is SQL's NULL, as queries and sums expect it, and not JSON's.
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
         bytes: LargeBinary,
     }
 
 
 class DatasetState(StrEnum):
-    UPLOADING = "uploading"
+    """Of a version; a dataset is `ready` from its first ready version on."""
+
     VALIDATING = "validating"
     READY = "ready"
     FAILED = "failed"
@@ -131,27 +133,100 @@ class ApiKey(Base):
 
 
 class Dataset(Base):
-    """`shards` lists {"key", "sha256", "bytes"} of the packed Parquet files once the dataset is ready."""
+    """What all versions have in common. `latest` is the newest version that is ready; None until there is one."""
 
     __tablename__ = "datasets"
-    __table_args__ = (
-        UniqueConstraint("customer_id", "id"),
-        Index("datasets_uploading", "created_at", postgresql_where=text("state = 'uploading'")),
-    )
+    __table_args__ = (UniqueConstraint("customer_id", "id"),)
 
     id: Mapped[UUID] = _id()
     customer_id: Mapped[UUID] = _customer_id()
     name: Mapped[str]
     state: Mapped[DatasetState] = mapped_column(_enum(DatasetState))
-    task: Mapped[str] = mapped_column(server_default="single-label")
-    source_key: Mapped[str | None]
+    options: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    latest: Mapped[int | None]
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DatasetVersion(Base):
+    """Complete by itself, immutable once it is ready. Versions share objects of equal content.
+
+    `source` is what is to be read ({"parts": [{"key", "sha256", "bytes"}], "media_type"} or {"url"}) until that is
+    done; `changes` is what is to become of items of the version `base`. `objects` are {"shards": [...], "items",
+    "thumbnails"}, each {"key", "sha256", "bytes"}.
+    """
+
+    __tablename__ = "dataset_versions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "dataset_id"], ["datasets.customer_id", "datasets.id"], ondelete="CASCADE"
+        ),
+    )
+
+    dataset_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    state: Mapped[DatasetState] = mapped_column(_enum(DatasetState))
+    base: Mapped[int | None]
+    source: Mapped[dict[str, Any] | None]
     source_sha256: Mapped[str | None]
     source_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    changes: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    task: Mapped[str | None]
     class_names: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    shards: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    report: Mapped[dict[str, Any] | None]
+    objects: Mapped[dict[str, Any] | None]
+    images: Mapped[int | None]
+    splits: Mapped[dict[str, Any] | None]  # images per split
+    counts: Mapped[dict[str, Any] | None]  # {class: {split: images}}
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    verdict: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
-    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Upload(Base):
+    """Bytes on their way in. Complete, it has become a version of a dataset, and says which.
+
+    `intent` is what is to be made of it. `size_bytes` is what was announced, room that is set aside. `part_bytes` is
+    None for what comes in one request. `fingerprint` is the client's own name for what it sends, by which it finds an
+    upload again that it did not finish.
+    """
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        UniqueConstraint("customer_id", "id"),
+        Index("uploads_expiry", "expires_at"),
+        Index("uploads_of_customer", "customer_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    intent: Mapped[dict[str, Any]]
+    media_type: Mapped[str]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    part_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    fingerprint: Mapped[str | None]
+    dataset_id: Mapped[UUID | None]  # what it has become; no foreign key, for it may be deleted again
+    version: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(Base):
+    """One part that is stored whole, under a key that no other attempt to store it has had."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (
+        ForeignKeyConstraint(["customer_id", "upload_id"], ["uploads.customer_id", "uploads.id"], ondelete="CASCADE"),
+    )
+
+    upload_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    key: Mapped[str]
+    sha256: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -176,6 +251,7 @@ class Job(Base):
     state: Mapped[JobState] = mapped_column(_enum(JobState))
     # No foreign keys: a finished job keeps its lineage when dataset or prompt set are deleted.
     dataset_id: Mapped[UUID | None]
+    dataset_version: Mapped[int | None]
     prompt_set_id: Mapped[UUID | None]
     payload: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
@@ -188,6 +264,7 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None]
     checkpoint: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     started_at: Mapped[datetime | None]
@@ -247,6 +324,7 @@ class PromptSetVersion(Base):
     metrics: Mapped[dict[str, Any]]
     job_id: Mapped[UUID | None]
     dataset_id: Mapped[UUID | None]
+    dataset_version: Mapped[int | None]
     archived_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

@@ -55,7 +55,13 @@ def get(session: Session, name: str) -> PromptSet:
 
 
 def publish(
-    session: Session, prompt_set_id: UUID, publication: Publication, *, job_id: UUID, dataset_id: UUID | None
+    session: Session,
+    prompt_set_id: UUID,
+    publication: Publication,
+    *,
+    job_id: UUID,
+    dataset_id: UUID | None,
+    dataset_version: int | None = None,
 ) -> PromptSetVersion:
     """The next version, part of the job's last transaction. The prompt set's row lock keeps numbers gapless."""
     prompt_set = session.scalars(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update()).one()
@@ -77,6 +83,7 @@ def publish(
         metrics=dict(publication.metrics),
         job_id=job_id,
         dataset_id=dataset_id,
+        dataset_version=dataset_version,
     )
     session.add(version)
     session.flush()

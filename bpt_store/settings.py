@@ -61,9 +61,23 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
-    upload_limit_bytes: int = Field(2 << 30, gt=0, description="largest dataset archive")
+    upload_limit_bytes: int = Field(2 << 30, gt=0, description="largest dataset archive in one request")
+    upload_whole_limit_bytes: int = Field(64 << 30, gt=0, description="largest dataset archive in parts")
     upload_stall_seconds: float = Field(30, gt=0, description="an upload that sends nothing for so long is refused")
-    upload_expiry_seconds: float = Field(3600, gt=0, description="unfinished uploads older than this are swept")
+    upload_expiry_seconds: float = Field(
+        3600, gt=0, description="an upload in one request that is not finished after so long is swept"
+    )
+    upload_parts_expiry_seconds: float = Field(
+        86400, gt=0, description="an upload in parts to which nothing came for so long is swept"
+    )
+    import_urls: str = Field(
+        "",
+        description="datasets may be imported from below these URLs of object storage, separated by blanks; "
+        "`{customer}` stands for the customer's id",
+    )
+    quota_datasets: int = Field(1000, gt=0, description="datasets of a customer")
+    quota_images: int = Field(5_000_000, gt=0, description="images of a customer, in the newest versions")
+    quota_bytes: int = Field(1 << 40, gt=0, description="stored bytes of a customer, with all versions and uploads")
     images_per_prediction: int = Field(64, gt=0, description="most images in one prediction request")
     image_limit_bytes: int = Field(20 << 20, gt=0, description="largest image in a prediction request")
     predict_json_limit_bytes: int = Field(32 << 20, gt=0, description="largest prediction request in JSON")
@@ -102,6 +116,11 @@ class Settings(BaseSettings):
     stop_patience_seconds: float = Field(20, gt=0, description="time a child process gets to stop before it is killed")
     ingest_cpu_seconds: int = Field(3600, gt=0, description="CPU time limit of one ingest process")
     ingest_memory_bytes: int = Field(4 << 30, gt=0, description="address-space limit of one ingest process")
+    ingest_decoders: int = Field(
+        0, ge=0, description="processes of an ingest that decode images; 0: as many as cores, 8 at most"
+    )
+    decode_cpu_seconds: float = Field(20, gt=0, description="CPU time limit of decoding one image in an ingest")
+    decode_memory_bytes: int = Field(1 << 30, gt=0, description="address-space limit of a process that decodes images")
     events_poll_seconds: float = Field(0.5, gt=0, description="how often a live event stream looks for news")
 
 

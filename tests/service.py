@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ SHORT_TIMES = {
     "BPT_QUEUED_JOBS_LIMIT": "3",
     "BPT_BATCH_PART_IMAGES": "4",
     "BPT_THREADS": "1",
+    "BPT_INGEST_DECODERS": "1",
 }
 
 
@@ -107,9 +109,11 @@ class Service:
         return Customer(self, customer["id"], key["id"], key["token"])
 
     def objects(self) -> list[str]:
-        """Everything in object storage."""
+        """Everything in object storage; folders may go away meanwhile."""
         root = self.data_dir / "objects"
-        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        return sorted(
+            str((Path(folder) / name).relative_to(root)) for folder, _, names in os.walk(root) for name in names
+        )
 
     def rows(self, query: str, **values: Any) -> list[Any]:
         """A look into the database past row-level security, as bpt_system."""

@@ -19,7 +19,7 @@ def table() -> str:
         default = field.default
         if default is PydanticUndefined:
             shown = "needed"
-        elif default is None or isinstance(default, SecretStr):
+        elif default in (None, "") or isinstance(default, SecretStr):
             shown = "none"
         elif name == "work_directory":
             shown = "`bpt-work` in the system's temporary folder"

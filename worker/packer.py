@@ -1,12 +1,19 @@
-"""`python -m worker.packer`: one untrusted archive becomes a packed dataset, within limits on CPU time and memory."""
+"""`python -m worker.packer`: what a customer sent becomes a packed version, within limits on time and memory."""
 
 from __future__ import annotations
 
-import resource
 import signal
+import time
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from worker.child import Child
+
+if TYPE_CHECKING:
+    from bpt_core.packing import PackSettings
+
+EVENT_SECONDS = 1.0  # at most one progress event in so long
+OPEN_FILES = 256
 
 
 class CpuLimitReached(Exception):
@@ -15,23 +22,27 @@ class CpuLimitReached(Exception):
 
 def main() -> None:
     child = Child.begin()
+    from bpt_core.confine import confine
     from bpt_core.errors import DatasetError
-    from bpt_core.packing import PackSettings, pack
+    from bpt_core.packing import Base, Changes, pack
 
     job = child.job
-    _limit(job["cpu_seconds"], job["memory_bytes"])
-    shards = child.directory / "shards"
-    shards.mkdir()
-
-    def on_progress(done: int, total: int) -> None:
-        child.event("progress", {"done": done, "total": total})
-
+    signal.signal(signal.SIGXCPU, _stop)
+    # Programs: the decoders, which confine themselves further.
+    confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"], open_files=OPEN_FILES, programs=True)
+    packed_in = child.directory / "packed"
+    packed_in.mkdir()
+    base, changes, folder = job["base"], job["changes"], child.directory / "base"
     try:
         packed = pack(
-            child.directory / job["archive"],
-            shards,
-            PackSettings(task=job["task"], bad_image_fraction_limit=job["bad_image_fraction"]),
-            on_progress,
+            child.directory / job["source"] if job["source"] else None,
+            packed_in,
+            _settings(job),
+            _Progress(child),
+            base=Base([folder / name for name in base["shards"]], folder / base["items"], folder / base["thumbnails"])
+            if base
+            else None,
+            changes=Changes(changes.get("relabel", {}), frozenset(changes.get("remove", ()))) if changes else None,
         )
     except DatasetError as error:
         child.failed(error.code, str(error), report=error.report)
@@ -42,21 +53,51 @@ def main() -> None:
         return
     child.done(
         {
-            "shards": [f"shards/{path.name}" for path in packed.shards],
+            "shards": [f"packed/{path.name}" for path in packed.shards],
+            "items": f"packed/{packed.items.name}",
+            "thumbnails": f"packed/{packed.thumbnails.name}",
             "class_names": list(packed.class_names),
-            "task": job["task"],
+            "task": packed.task,
             "report": packed.report,
         }
     )
 
 
-def _limit(cpu_seconds: int, memory_bytes: int) -> None:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise CpuLimitReached
+def _settings(job: dict[str, Any]) -> PackSettings:
+    from bpt_core.annotations import Columns
+    from bpt_core.images import SHORT_SIDE
+    from bpt_core.packing import PackSettings
+    from bpt_core.placing import AUTO
 
-    signal.signal(signal.SIGXCPU, stop)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    options = job["options"]
+    return PackSettings(
+        task=options.get("task", AUTO),
+        short_side=options.get("short_side", SHORT_SIDE),
+        first_frame=options.get("first_frame", False),
+        columns=Columns(**{name: options.get(f"{name}_column") or "" for name in ("file", "label", "split", "group")}),
+        bad_image_fraction_limit=options["bad_images"],
+        decoders=job["decoders"],
+        decode_cpu_seconds=job["decode_cpu_seconds"],
+        decode_memory_bytes=job["decode_memory_bytes"],
+    )
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise CpuLimitReached
+
+
+class _Progress:
+    """An event now and then, and one at the end."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._told_at = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._told_at >= EVENT_SECONDS:
+            self._told_at = now
+            self._child.event("progress", {"done": done, "total": total})
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from bpt_store import ids, jobs, logs, processes
-from bpt_store.errors import LeaseLost
+from bpt_store.errors import LeaseLost, LimitReached
 from bpt_store.jobs import Fence
 from bpt_store.models import Job, JobKind
 from worker.context import Worker
 from worker.lease import Lease
+from worker.refused import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Kind(Protocol):
     crash_code: str
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
-        """Put what the child needs into `directory` -> the content of the job file."""
+        """Put what the child needs into `directory` -> the content of the job file. Refused where it cannot be used."""
         ...
 
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
@@ -114,6 +115,8 @@ def _conclude(attempt: _Attempt) -> None:
         raise
     except _Stopped:
         _write(attempt, lambda session: jobs.give_back(session, attempt.fence, "the worker was stopped"))
+    except Refused as refused:
+        _fail(attempt, {"code": refused.code, "detail": str(refused)})
     except _Crashed as crash:
         _crash(attempt, attempt.kind.crash_code, str(crash))
     except Exception as error:
@@ -137,7 +140,10 @@ def _run(attempt: _Attempt) -> None:
         _fail(attempt, last_word["failed"])
     elif "done" in last_word and status == 0:
         finish = attempt.kind.publish(attempt.worker, attempt.job, attempt.directory, last_word["done"])
-        _write(attempt, finish)
+        try:
+            _write(attempt, finish)
+        except LimitReached as limit:
+            raise Refused(limit.code, str(limit)) from limit
         logger.info("job succeeded")
     else:
         tail = _log_tail(attempt.directory)

@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import datasets, jobs, logs
+from bpt_store import jobs, logs, uploads
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import load_settings
@@ -29,7 +29,7 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
         requeued = jobs.requeue_expired(
             session, max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds
         )
-        forgotten = datasets.abandon_expired_uploads(session, settings.upload_expiry_seconds)
+        forgotten = uploads.forget_expired(session)
         waiting = jobs.kinds_waiting(session, settings.ring_after_seconds)
     if requeued or forgotten:
         logger.info("swept", extra={"requeued": requeued, "uploads_forgotten": forgotten})

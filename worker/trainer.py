@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from worker.child import Child
 
 if TYPE_CHECKING:
+    from bpt_core.dataset import PackedDataset
     from bpt_core.evaluate import Evaluation
+    from bpt_core.tuning import Tuned
 
 CONFUSION_CLASSES = 100
 
@@ -61,6 +64,7 @@ def main() -> None:
         child.failed(error.code, str(error))
         return
     _write_whole(child.directory / "artifact.safetensors", artifact.to_bytes(tuned.prompt_set))
+    report, report_failure = _report(tuned, dataset, child.directory / job["items"] if job.get("items") else None)
     child.done(
         {
             "artifact": "artifact.safetensors",
@@ -76,8 +80,47 @@ def main() -> None:
                 "whitening": tuned.whitening,
                 "burstiness": tuned.burstiness,
             },
+            "report": report,
+            "report_failure": report_failure,
         }
     )
+
+
+def _report(tuned: Tuned, dataset: PackedDataset, index: Path | None) -> tuple[dict[str, Any], str | None]:
+    """The report with the ids of items, which only the index of the dataset knows, and what went wrong with it.
+
+    An index that cannot be used costs the ids, not the job.
+    """
+    from bpt_core.dataset import Split
+    from bpt_core.errors import DatasetError
+    from bpt_core.items import Items
+
+    failure = tuned.report_failure
+    ids: dict[str, list[str]] = {}
+    if index is not None:
+        try:
+            items = Items.read(index)
+            if len(items) != len(dataset):
+                raise DatasetError(f"an index of {len(items)} items, but {len(dataset)} are in the dataset")
+            ids = {split.value: items.ids(split) for split in Split}
+        except DatasetError:
+            failure = failure or traceback.format_exc()
+    return _with_items(tuned.report, ids), failure
+
+
+def _with_items(report: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Each image's place in its split becomes its `item`, None where `ids` has nothing for the split."""
+
+    def named(image: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in image.items() if name != "position"}
+        return {"item": ids[image["split"]][image["position"]] if image["split"] in ids else None, **rest}
+
+    errors = report["label_errors"]
+    return {
+        **report,
+        "label_errors": {**errors, "items": [named(each) for each in errors["items"]]},
+        "hardest": [named(each) for each in report["hardest"]],
+    }
 
 
 def _trimmed(evaluation: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from bpt_store.models import Job
 from worker import inputs
 from worker.context import Worker
 
+logger = logging.getLogger(__name__)
+
 
 class Tune:
     child = "worker.trainer"
@@ -24,7 +27,7 @@ class Tune:
         if job.checkpoint is not None:
             worker.objects.fetch(job.checkpoint["key"], directory / "resume", sha256=job.checkpoint["sha256"])
         return {
-            "shards": inputs.fetch_shards(worker, job, directory),
+            **inputs.fetch_version(worker, job, directory),
             "checkpoint": "resume" if job.checkpoint is not None else None,
             "backbone": job.payload["backbone"],
             "weights": inputs.local_weights(worker, job.payload["backbone"]),
@@ -58,12 +61,21 @@ class Tune:
             parameters=parameter_count(recipe, catalog.find(job.payload["backbone"])),
             metrics=result["metrics"],
         )
+        if result["report_failure"]:
+            # The customer gets the prompt set all the same; the fault is ours, and nobody else is told of it.
+            logger.error("the report is not as it should be", extra={"reason": result["report_failure"]})
 
         def finish(session: Session) -> None:
             assert job.prompt_set_id is not None
             version = prompt_sets.publish(
-                session, job.prompt_set_id, publication, job_id=job.id, dataset_id=job.dataset_id
+                session,
+                job.prompt_set_id,
+                publication,
+                job_id=job.id,
+                dataset_id=job.dataset_id,
+                dataset_version=job.dataset_version,
             )
+            jobs.keep_report(session, jobs.fence_of(job), result["report"])
             jobs.succeed(
                 session,
                 jobs.fence_of(job),

@@ -43,7 +43,7 @@ def create_batch_prediction(
     identity: Annotated[Identity, Depends(require(Scope.PREDICT))],
     session: PredictSession,
 ) -> BatchPrediction:
-    dataset = datasets.get_ready(session, ids.parse(ids.DATASET, body.dataset))
+    dataset = datasets.get_ready(session, datasets.Reference.parse(body.dataset))
     images = datasets.images(dataset, body.split)
     if not images:
         raise Problem("dataset_empty", f"the dataset has no images in the split {body.split}", param="split")

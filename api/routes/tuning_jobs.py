@@ -19,7 +19,8 @@ from api.deps import (
     require,
     ring_after_commit,
 )
-from api.problems import responses
+from api.problems import Problem, responses
+from api.report_schemas import TuningReport
 from bpt_store import datasets, ids, jobs, models, prompt_sets
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
@@ -49,7 +50,7 @@ def create_tuning_job(
     session: JobsWriteSession,
 ) -> object:
     customer_id = customer_of(identity)
-    dataset = datasets.get_labelled(session, ids.parse(ids.DATASET, body.dataset))
+    dataset = datasets.get_labelled(session, datasets.Reference.parse(body.dataset))
     plan = plans.make(body, dataset, session, services.settings)
     payload = plan.payload(body.prompt_set)
     if body.dry_run:
@@ -58,7 +59,8 @@ def create_tuning_job(
         session,
         customer_id,
         JobKind.TUNE,
-        dataset_id=dataset.id,
+        dataset_id=dataset.dataset_id,
+        dataset_version=dataset.number,
         prompt_set_id=prompt_sets.get_or_create(session, customer_id, body.prompt_set).id,
         payload=payload,
         custom=body.metadata,
@@ -100,6 +102,21 @@ def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJ
     job = jobs.cancel(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)
+
+
+@router.get(
+    "/{job_id}/report",
+    summary="What a tuning job found out about single images: probable label errors, hard images, confused classes",
+    responses=responses("not_found", "job_unfinished"),
+)
+def get_tuning_job_report(job_id: str, session: JobsReadSession) -> TuningReport:
+    job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
+    if not job.state.is_terminal:
+        raise Problem("job_unfinished", f"the job is {job.state}; the report is there once it has succeeded")
+    if job.report is None:
+        why = "it is older than reports are" if job.state is JobState.SUCCEEDED else f"it is {job.state}"
+        raise Problem("not_found", f"the job has no report: {why}")
+    return TuningReport.of(job)
 
 
 @router.get(

@@ -9,7 +9,7 @@ import typer
 
 from bpt_client.batch_predictions import results_format
 from bpt_client.client import Client
-from bpt_client.commands.connection import JsonOption, LimitOption, connect, find_dataset
+from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
 from bpt_client.models import BatchPrediction
 from bpt_client.terminal import errors, first, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
@@ -22,7 +22,7 @@ OutputOption = Annotated[Path, typer.Option("--output", help="Ends in .csv, .jso
 
 def predict_batch(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="Id (ds_...), or the name of one that is ready.")],
+    dataset: Annotated[str, typer.Argument(help="Id or name; `:3` behind it means version 3.")],
     prompt_set: Annotated[list[str], typer.Option(help="Once or more: name, name:version or name@alias.")],
     split: Annotated[str | None, typer.Option(help="train, val or test; by default all images.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Labels per image.")] = None,
@@ -35,8 +35,8 @@ def predict_batch(
     if output is not None:
         results_format(output)  # refused before anything is computed
     with connect(context) as client:
-        dataset_id = find_dataset(client, dataset).id
-        job = client.batch_predictions.create(dataset_id, prompt_set, split=split, top_k=top_k)
+        reference = dataset_reference(client, dataset)
+        job = client.batch_predictions.create(reference, prompt_set, split=split, top_k=top_k)
         if output is not None:
             job = _follow(client, job)
             client.batch_predictions.download(job.id, output)

@@ -37,3 +37,11 @@ def find_dataset(client: Client, wanted: str) -> Dataset:
     if not named:
         raise InputError(f"no dataset named {wanted!r} is ready; see `bpt datasets list`")
     return max(named, key=lambda each: each.created_at)
+
+
+def dataset_reference(client: Client, wanted: str) -> str:
+    """What a job is to be given: the id, with `:3` behind it where that version is wanted."""
+    name, colon, version = wanted.rpartition(":")
+    if not colon or not version.isdigit():
+        return find_dataset(client, wanted).id
+    return f"{find_dataset(client, name).id}:{version}"

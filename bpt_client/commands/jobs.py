@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from bpt_client.client import Client
-from bpt_client.commands.connection import JsonOption, LimitOption, connect, find_dataset
+from bpt_client.commands import report_tables
+from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
 from bpt_client.models import MethodSettings, TuningJob, TuningPlan
-from bpt_client.terminal import errors, first, percent, show_facts, show_json, show_table, size
+from bpt_client.terminal import errors, fail, first, percent, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
 
 app = typer.Typer(no_args_is_help=True, help="Look at tuning jobs, follow and cancel them.")
@@ -19,7 +20,7 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id (job_...).")]
 
 def tune(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="Id (ds_...), or the name of one that is ready.")],
+    dataset: Annotated[str, typer.Argument(help="Id or name; `:3` behind it means version 3.")],
     prompt_set: Annotated[str, typer.Option(help="Gets a new version; made if absent.")],
     method: Annotated[str | None, typer.Option(help="bpt-bilinear (default), vpt, linear-probe, ..., or auto.")] = None,
     depth: Annotated[str | None, typer.Option(help="shallow (default), deep, deep-top4 or auto.")] = None,
@@ -56,11 +57,11 @@ def tune(
             "trials": trials,
             "seed": seed,
         }
-        dataset_id = find_dataset(client, dataset).id
+        reference = dataset_reference(client, dataset)
         if dry_run:
-            _show_plan(client.tuning_jobs.plan(dataset_id, prompt_set, **wanted), json)
+            _show_plan(client.tuning_jobs.plan(reference, prompt_set, **wanted), json)
             return
-        job = client.tuning_jobs.create(dataset_id, prompt_set, **wanted)
+        job = client.tuning_jobs.create(reference, prompt_set, **wanted)
         if follow:
             job = _follow(client, job)
     _show(job, json)
@@ -99,6 +100,20 @@ def follow(context: typer.Context, job: JobArgument, json: JsonOption = False) -
     with connect(context) as client:
         found = _follow(client, client.tuning_jobs.get(job))
     _show(found, json)
+
+
+@app.command()
+def report(context: typer.Context, job: JobArgument, limit: LimitOption = 20, json: JsonOption = False) -> None:
+    """Show probable label errors, the hardest images and confused classes; --json has all of them."""
+    with connect(context) as client:
+        found = client.tuning_jobs.report(job)
+    if json:
+        show_json(found)
+    elif found.error is None:
+        report_tables.show(found, limit)
+    if found.error is not None:
+        fail(f"{found.error.detail} ({found.error.code})")
+        raise typer.Exit(1)
 
 
 @app.command()

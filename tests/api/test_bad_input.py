@@ -19,7 +19,10 @@ from tests.published import publish
 from tests.service import Customer, Service, eventually
 
 ZIP = {"Content-Type": "application/zip"}
-TABLES = ("datasets", "jobs", "job_events", "prompt_sets", "prompt_set_versions", "prompt_set_aliases", "alias_moves")
+TABLES = (
+    *("datasets", "dataset_versions", "uploads", "upload_parts", "jobs", "job_events"),
+    *("prompt_sets", "prompt_set_versions", "prompt_set_aliases", "alias_moves"),
+)
 
 
 def rows_of(customer: Customer) -> dict[str, int]:
@@ -139,7 +142,7 @@ def test_a_body_that_trickles_is_408_and_leaves_nothing(service: Service, custom
 def test_a_client_that_goes_away_leaves_nothing(service: Service, customer: Customer) -> None:
     before = service.objects()
     with begin_upload(service, customer):
-        eventually(lambda: rows_of(customer)["datasets"] == 1 or None, what="the upload's row")
+        eventually(lambda: rows_of(customer)["uploads"] == 1 or None, what="the upload's row")
     eventually(lambda: rows_of(customer) == NOTHING or None, what="the end of the upload's row")
     assert_no_objects(service, before)
 

@@ -82,14 +82,6 @@ def test_a_format_that_is_none_is_refused_before_anything_is_asked(
     assert not server.received
 
 
-def test_unlabelled_images_are_uploaded_as_such(server: Server, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "photos.zip").write_bytes(b"zip")
-    server.will(server.json(server.dataset(task="unlabelled", state="ready", counts={}, image_count=7), 201))
-    dataset = client.datasets.upload(tmp_path / "photos.zip", unlabelled=True)
-    assert server.received[0].path == "/v1/datasets?name=photos&task=unlabelled"
-    assert (dataset.images(), dataset.images("train"), dataset.splits) == (7, 0, ("test",))
-
-
 def test_the_command_waits_shows_progress_and_writes_the_results(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,129 @@ def test_a_dataset_can_be_named_instead_of_numbered(server: Server, bpt: Any) ->
     assert "no dataset named 'roses' is ready" in bpt("tune", "roses", "--prompt-set", "p")[2]
 
 
+def version(number: int = 2, **given: Any) -> dict[str, Any]:
+    known = {"dataset": "ds_1", "number": number, "state": "validating", "created_at": "2026-01-02T03:04:05Z"}
+    return {**known, **given}
+
+
+def test_a_dataset_is_uploaded_with_its_options_and_waited_for(server: Server, bpt: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
+    ready = server.dataset(state="ready", version=1, image_count=7, verdict="tune with care")
+    server.will(server.json(server.dataset(), 201), server.json(ready))
+    options = ("--name", "b", "--task", "multi-label", "--first-frame", "--short-side", "64", "--bad-images", "0.5")
+    code, out, _ = bpt("datasets", "upload", str(tmp_path / "a.zip"), *options, "--column", "label=tags", "--wait")
+    assert code == 0
+    query = "name=b&task=multi-label&first_frame=true&short_side=64&bad_images=0.5&label_column=tags"
+    assert server.received[0].path == f"/v1/datasets?{query}"
+    assert [line.split("  ")[-1].strip() for line in out.splitlines()][2:6] == ["1", "ready", "7", "tune with care"]
+
+
+def test_images_are_added_to_a_dataset_by_its_name(server: Server, bpt: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
+    server.will(
+        server.page(server.dataset(state="ready")),
+        server.json(version(), 201),
+        server.json(version(state="ready", image_count=9)),
+    )
+    code, out, _ = bpt("datasets", "upload", str(tmp_path / "a.zip"), "--add-to", "flowers", "--wait", "--json")
+    assert (code, json.loads(out)["image_count"]) == (0, 9)
+    assert [each.path for each in server.received[1:]] == ["/v1/datasets/ds_1/versions", "/v1/datasets/ds_1/versions/2"]
+
+
+def test_options_that_do_not_go_together_ask_for_nothing(server: Server, bpt: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
+    upload = ("datasets", "upload", str(tmp_path / "a.zip"))
+    wrong = (("--add-to", "ds_1", "--task", "auto"), ("--add-to", "ds_1", "--first-frame"), ("--metadata", "spring"))
+    for options in (*wrong, ("--column", "=x"), ("--metadata", "a=1", "--metadata", "a=2"), ("--bad-images", "2")):
+        code, _, err = bpt(*upload, *options)
+        assert (code, options[0] in err) == (2, True)
+    assert not server.received
+
+
+def test_a_dataset_is_imported(server: Server, bpt: Any) -> None:
+    server.will(server.json(server.dataset(), 201))
+    options = ("--name", "owls", "--metadata", "season=spring", "--metadata", "url=a=b")
+    assert bpt("datasets", "import", "s3://bucket/birds/", *options)[0] == 0
+    metadata = {"season": "spring", "url": "a=b"}
+    assert json.loads(server.received[0].body) == {"name": "owls", "url": "s3://bucket/birds/", "metadata": metadata}
+
+
+def test_items_are_relabelled_and_excluded(server: Server, bpt: Any) -> None:
+    server.will(server.json(version(base=1), 201))
+    code, out, _ = bpt("datasets", "relabel", "ds_1", "itm_1", "cat", "dog", "--base", "1")
+    assert code == 0
+    assert out.splitlines()[:3] == ["dataset    ds_1", "version    2", "made from  1"]
+    assert bpt("datasets", "exclude", "ds_1", "itm_1", "itm_2", "--base", "1")[0] == 0
+    assert [json.loads(each.body) for each in server.received] == [
+        {"base": 1, "relabel": [{"item": "itm_1", "labels": ["cat", "dog"]}]},
+        {"base": 1, "remove": ["itm_1", "itm_2"]},
+    ]
+    assert bpt("datasets", "relabel", "ds_1", "itm_1")[0] == 2
+
+
+def test_versions_and_items_are_listed(server: Server, bpt: Any) -> None:
+    error = {"code": "too_few_classes", "detail": "one class is not enough"}
+    server.will(server.page(version(3, state="failed", error=error), version(state="ready", image_count=7)))
+    _, third, second = bpt("datasets", "versions", "ds_1")[1].splitlines()
+    assert third.split()[:3] == ["3", "-", "failed"]
+    assert third.endswith("one class is not enough")
+    assert second.split()[:4] == ["2", "-", "ready", "7"]
+    item = {"id": "itm_1", "path": "a/[red].jpg", "labels": ["cat", "dog"], "split": "val", "width": 64, "height": 48}
+    server.will(server.page({**item, "findings": ["dark"]}))
+    options = ("--version", "2", "--split", "val", "--label", "cat", "--finding", "dark")
+    row = bpt("datasets", "items", "ds_1", *options)[1].splitlines()[1]
+    assert row.split() == ["itm_1", "a/[red].jpg", "cat,", "dog", "val", "-", "64", "x", "48", "dark"]
+    assert server.received[-1].path.endswith("items?limit=100&version=2&split=val&label=cat&finding=dark")
+
+
+def test_an_image_is_written_to_a_file(server: Server, bpt: Any, tmp_path: Path) -> None:
+    server.will(server.raw(200, b"picture"))
+    assert bpt("datasets", "image", "ds_1", "itm_1", "-o", str(tmp_path / "a.webp"))[0] == 0
+    assert (tmp_path / "a.webp").read_bytes() == b"picture"
+    bpt("datasets", "image", "ds_1", "itm_1", "-o", str(tmp_path / "a.jpg"), "--thumbnail", "--version", "2")
+    assert [each.path.rpartition("itm_1/")[2] for each in server.received] == ["image", "thumbnail?version=2"]
+
+
+def test_a_report_is_readable_and_whole_in_json(server: Server, bpt: Any) -> None:
+    found = {
+        "verdict": "fix first",
+        "images": {"accepted": 30, "rejected": 25, "packed": 29},
+        "splits": {"train": 20, "val": 9, "test": 0},
+        "counts": {"cat": {"train": 12, "val": 5, "test": 0}, "dog": {"train": 8, "val": 4, "test": 0}},
+        "formats": {"JPEG": 29},
+        "changes": {"added": 3, "relabelled": 0, "removed": 1},
+        "ignored": {"total": 2, "items": []},
+        "rejected": {"total": 25, "items": [{"entry": f"{n}.jpg", "code": "image_corrupt"} for n in range(25)]},
+        "findings": [
+            {
+                "code": "class_imbalance",
+                "severity": "serious",
+                "explanation": "cat has [far] more",
+                "items": {"total": 2},
+            }
+        ],
+    }
+    server.will(server.json(found))
+    code, out, _ = bpt("datasets", "report", "ds_1")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["verdict", "fix", "first"] in lines
+    assert ["packed", "29"] in lines
+    assert ["removed", "1"] in lines
+    assert [line for line in lines if line[:1] in (["class"], ["cat"], ["dog"])] == [
+        ["class", "train", "val"],
+        ["cat", "12", "5"],
+        ["dog", "8", "4"],
+    ]
+    assert ["serious", "class_imbalance", "2", "cat", "has", "[far]", "more"] in lines
+    assert [line for line in lines if "image_corrupt" in line][-1][0] == "19.jpg"
+    assert lines[-1] == ["and", "5", "more"]
+    assert json.loads(bpt("datasets", "report", "ds_1", "--version", "2", "--json")[1]) == found
+    assert server.received[-1].path == "/v1/datasets/ds_1/versions/2/report"
+    server.will(server.json({"verdict": None}))  # of a dataset that was refused as a whole
+    assert bpt("datasets", "report", "ds_1")[0] == 0
+
+
 def test_a_dry_run_asks_for_the_plan_and_shows_it(server: Server, bpt: Any) -> None:
     plan = {
         "backbone": "vit",

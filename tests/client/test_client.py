@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -37,49 +36,7 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-def test_an_upload_tells_its_length_and_digest_beforehand(server: Server, client: Client, tmp_path: Path) -> None:
-    content = bytes(range(256)) * 4096
-    (tmp_path / "my flowers.zip").write_bytes(content)
-    server.will(server.json(server.dataset(), 201))
-    sent: list[tuple[int, int]] = []
-    client.datasets.upload(tmp_path / "my flowers.zip", on_sent=lambda done, total: sent.append((done, total)))
-    request = server.received[0]
-    assert (request.method, request.path) == ("POST", "/v1/datasets?name=my+flowers")
-    assert request.body == content
-    assert request.headers["Content-Type"] == "application/zip"
-    assert request.headers["Content-Length"] == str(len(content))
-    assert request.headers["Transfer-Encoding"] is None
-    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-    assert request.headers["Content-Digest"] == f"sha-256=:{digest}:"
-    assert sent[-1] == (len(content), len(content))
-
-
-def test_a_folder_is_named_as_it_is_even_with_a_dot(server: Server, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "v1.5" / "daisy").mkdir(parents=True)
-    (tmp_path / "v1.5" / "daisy" / "a.jpg").write_bytes(b"x")
-    server.will(server.json(server.dataset(), 201))
-    client.datasets.upload(tmp_path / "v1.5")
-    assert server.received[0].path == "/v1/datasets?name=v1.5"
-    assert server.received[0].body.startswith(b"PK")
-
-
-def test_waiting_for_a_dataset_ends_when_it_is_ready(server: Server, client: Client) -> None:
-    server.will(server.json(server.dataset()), server.json(server.dataset(state="ready")))
-    assert client.datasets.wait("ds_1").is_ready
-
-
-def test_waiting_for_a_dataset_tells_why_it_was_refused(server: Server, client: Client) -> None:
-    error = {"code": "too_few_classes", "detail": "one class is not enough"}
-    server.will(server.json(server.dataset(state="failed", error=error)))
-    with pytest.raises(errors.DatasetFailed, match="one class is not enough") as caught:
-        client.datasets.wait("ds_1")
-    assert caught.value.dataset.error is not None
-
-
 def test_waiting_has_an_end_of_its_own(server: Server, client: Client) -> None:
-    server.will(server.json(server.dataset()))
-    with pytest.raises(errors.WaitedTooLong):
-        client.datasets.wait("ds_1", timeout=0)
     server.will(server.json(server.job()))
     with pytest.raises(errors.WaitedTooLong):
         client.tuning_jobs.wait("job_1", timeout=0)

@@ -17,6 +17,10 @@ DATASET: dict[str, Any] = {
     "class_names": ["daisy", "lily"],
     "source": {"sha256": "ab", "bytes": 3},
     "counts": {"daisy": {"train": 3, "val": 1, "test": 0}, "lily": {"train": 4, "val": 1, "test": 0}},
+    "splits": {"train": 7, "val": 2, "test": 0},
+    "image_count": 9,
+    "version": 3,
+    "verdict": "good to tune",
     "error": None,
     "metadata": {},
     "created_at": "2026-01-02T03:04:05Z",
@@ -46,8 +50,11 @@ def test_unknown_fields_are_ignored_at_every_depth() -> None:
 
 def test_a_dataset_counts_its_images() -> None:
     dataset = parse(Dataset, DATASET)
-    assert (dataset.images(), dataset.images("train"), dataset.splits) == (9, 7, ("train", "val"))
+    assert (dataset.images(), dataset.images("train"), dataset.images("test")) == (9, 7, 0)
+    assert (dataset.version, dataset.verdict) == (3, "good to tune")
     assert dataset.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    nothing_yet = dict.fromkeys(("task", "counts", "splits", "image_count", "verdict", "source"))
+    assert parse(Dataset, {**DATASET, **nothing_yet, "state": "validating"}).images("train") == 0
 
 
 def test_a_job_is_parsed_down_to_its_metrics() -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bpt_core.dataset import Item, PackedDataset, ShardWriter, Split, split_by_hash
+from bpt_core.dataset import Item, PackedDataset, ShardWriter, Split
 from bpt_core.errors import DatasetError
 
 NAMES = ("ant", "bee", "Käfer 10")
@@ -141,31 +139,3 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     assert refused()
     pq.write_table(table.drop_columns(["split"]), foreign)
     assert refused()
-
-
-HASHES = st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}")
-
-
-@given(
-    classes_of=st.dictionaries(HASHES, st.sets(st.sampled_from("abcd"), min_size=1, max_size=2), min_size=1),
-    val_fraction=st.floats(0, 0.6),
-    test_fraction=st.floats(0, 0.4),
-)
-def test_every_class_keeps_a_train_picture_and_with_two_has_a_val_one_unless_shared(
-    classes_of: dict[str, set[str]], val_fraction: float, test_fraction: float
-) -> None:
-    split_of = split_by_hash(classes_of, val_fraction, test_fraction)
-    assert split_of == split_by_hash(dict(reversed(classes_of.items())), val_fraction, test_fraction)
-    assert set(split_of) == set(classes_of)
-    for name in set().union(*classes_of.values()):
-        splits = [split_of[pixels] for pixels in classes_of if name in classes_of[pixels]]
-        shared = any(len(classes_of[pixels]) > 1 for pixels in classes_of if name in classes_of[pixels])
-        assert Split.TRAIN in splits
-        if len(splits) > 1 and not shared:
-            assert Split.VAL in splits
-
-
-def test_about_a_tenth_goes_to_val_and_a_tenth_to_test() -> None:
-    classes_of = {f"{number:03x}".ljust(64, "0"): {"a"} for number in range(4_096)}
-    splits = list(split_by_hash(classes_of, 0.1, 0.1).values())
-    assert [splits.count(split) for split in Split] == [3_276, 410, 410]

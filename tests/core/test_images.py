@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from bpt_core import images
 from bpt_core.errors import ImageError
@@ -46,7 +49,7 @@ def png_header_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def code(data: bytes, **options: int) -> str:
+def code(data: bytes, **options: Any) -> str:
     with pytest.raises(ImageError) as caught:
         images.canonical(data, **options)
     assert len(str(caught.value)) < 300
@@ -58,7 +61,7 @@ def array(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_every_accepted_format_keeps_its_pixels(kind: str) -> None:
     data = encoded(photo(), kind, quality=95)
     assert images.sniff(data) == kind
@@ -74,17 +77,75 @@ def test_every_accepted_format_keeps_its_pixels(kind: str) -> None:
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
         b"<!doctype html><script>alert(1)</script>",
         b"BM is how this text begins, and it goes on for a while",
-        encoded(photo(), "AVIF"),
+        b"\0\0\0\x18ftypisom\0\0\2\0isommp41" + bytes(64),
         encoded(photo(), "GIF"),
         encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
     ],
-    ids=["svg", "pdf", "html", "text", "avif", "still gif", "float tiff"],
+    ids=["svg", "pdf", "html", "text", "video", "still gif", "float tiff"],
 )
 def test_content_of_no_accepted_format_is_unsupported_whatever_its_name(content: bytes) -> None:
     assert code(content) == "image_unsupported"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def heic(picture: bytes = b"", major: bytes = b"heic", others: bytes = b"mif1heic") -> bytes:
+    return (16 + len(others)).to_bytes(4) + b"ftyp" + major + bytes(4) + others + picture
+
+
+@pytest.fixture
+def no_heif_known() -> Iterator[None]:
+    """Pillow as it is before anybody has asked for HEIF, also afterwards."""
+    images._has_heif.cache_clear()
+    yield
+    images._has_heif.cache_clear()
+    Image.OPEN.pop("HEIF", None)
+    if "HEIF" in Image.ID:
+        Image.ID.remove("HEIF")
+
+
+@pytest.mark.usefixtures("no_heif_known")
+def test_heic_without_a_decoder_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="no decoder for HEIF") as caught:
+        images.canonical(heic())
+    assert caught.value.code == "image_unsupported"
+
+
+@pytest.mark.usefixtures("no_heif_known")
+def test_heic_is_read_where_its_decoder_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder is played by one that finds a PNG behind the first box."""
+
+    class Decoder(ModuleType):
+        @staticmethod
+        def register_heif_opener(*, decode_threads: int) -> None:
+            def opened(file: IO[bytes], name: str | bytes) -> PngImagePlugin.PngImageFile:
+                return PngImagePlugin.PngImageFile(io.BytesIO(file.read()[24:]))
+
+            Image.register_open("HEIF", opened)
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", Decoder("pillow_heif"))
+    image = images.canonical(heic(encoded(photo(), "PNG")))
+    assert (array(image) == array(photo())).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (heic(), "HEIF"),
+        (heic(major=b"mif1"), "HEIF"),
+        (heic(major=b"mif1", others=b"miafavif"), "AVIF"),
+        (heic(major=b"avif", others=b"mif1heic"), "AVIF"),
+        (heic(major=b"heic", others=b"mif1avif"), "HEIF"),
+        (heic(major=b"crx ", others=b"isom"), None),
+        (heic(major=b"mif1", others=b"")[:16] + b"heic", None),
+        (heic(major=b"mif1", others=b"isom" * 100 + b"heic"), None),
+        (b"\0\0\0\x10ftyp", None),
+    ],
+)
+def test_brands_tell_avif_from_heic_and_both_from_videos(data: bytes, name: str | None) -> None:
+    assert images.sniff(data) == name
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_truncated_pictures_are_corrupt(kind: str) -> None:
     data = encoded(photo(256, 256), kind)
     assert code(data[: len(data) // 2]) == "image_corrupt"
@@ -124,15 +185,41 @@ def test_a_strip_that_would_burst_when_enlarged_is_too_large() -> None:
     assert images.canonical(encoded(photo(480, 1), "PNG")).size == (480, 1)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "MPO", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "MPO", "TIFF", "AVIF"])
 def test_several_pictures_in_one_file_are_animated(kind: str) -> None:
     data = encoded(photo(), kind, save_all=True, append_images=[photo().transpose(Image.Transpose.ROTATE_180)])
     assert code(data) == "image_animated"
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "MPO", "TIFF", "AVIF"])
+def test_the_first_of_several_pictures_is_taken_where_that_is_asked_for(kind: str) -> None:
+    data = encoded(photo(), kind, save_all=True, append_images=[photo().transpose(Image.Transpose.ROTATE_180)])
+    image = images.canonical(data, first_frame=True)
+    assert np.abs(array(image) - array(photo())).mean() < 6
+
+
+def test_a_still_gif_is_taken_where_first_frames_are() -> None:
+    image = images.canonical(encoded(photo(), "GIF"), first_frame=True)
+    assert np.abs(array(image) - array(photo())).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_a_first_frame_has_as_many_pixels_as_any_picture_may_have(kind: str) -> None:
+    data = encoded(photo(40, 40), kind, save_all=True, append_images=[photo(40, 40, "L").convert("RGB")])
+    assert code(data, short_side=4, pixel_limit=1_599, first_frame=True) == "image_too_large"
+
+
 def test_running_out_of_memory_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(self: Image.Image) -> None:
         raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
+    assert code(encoded(photo(), "PNG")) == "image_decode_limit"
+
+
+def test_codecs_that_run_out_of_memory_in_words_have_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: Image.Image) -> None:
+        raise OSError("Failed to decode frame 0: Out of memory")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
     assert code(encoded(photo(), "PNG")) == "image_decode_limit"
@@ -161,8 +248,9 @@ def clear_left_half(image: Image.Image) -> Image.Image:
         encoded(clear_left_half(photo()), "PNG"),
         encoded(clear_left_half(photo()), "WEBP", lossless=True),
         encoded(clear_left_half(photo(mode="L")), "PNG"),
+        encoded(clear_left_half(photo()), "AVIF", quality=100),
     ],
-    ids=["RGBA", "WebP", "LA"],
+    ids=["RGBA", "WebP", "LA", "AVIF"],
 )
 def test_transparent_parts_lie_on_white(data: bytes) -> None:
     pixels = array(images.canonical(data))
@@ -199,7 +287,7 @@ def test_grey_of_16_bits_is_scaled_not_clipped(kind: str) -> None:
         (8, lambda pixels: pixels[:, ::-1].transpose(1, 0, 2)),
     ],
 )
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
 def test_exif_orientation_is_applied(orientation: int, upright: Callable[[np.ndarray], np.ndarray], kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -207,6 +295,17 @@ def test_exif_orientation_is_applied(orientation: int, upright: Callable[[np.nda
     data = encoded(photo(), kind, exif=exif, **options)
     stored = array(Image.open(io.BytesIO(encoded(photo(), kind, **options))).convert("RGB"))
     assert (array(images.canonical(data)) == upright(stored)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "AVIF", "WEBP"])
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (900, 700)), (3, (900, 700)), (6, (700, 900))])
+def test_the_original_size_is_known_upright(kind: str, orientation: int, upright: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (900, 700)), kind, exif=exif)
+    image, size = images.canonical_with_size(data)
+    assert size == upright
+    assert image.size == ((411, 320) if upright == (900, 700) else (320, 411))
 
 
 def test_gps_and_all_other_metadata_are_gone(tmp_path: Path) -> None:
@@ -277,26 +376,28 @@ def test_pixel_hash_knows_size_and_pixels_only() -> None:
 
 
 SOUND = [
-    *(encoded(photo(), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")),
+    *(encoded(photo(), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")),
     encoded(photo(), "PNG", save_all=True, append_images=[photo(mode="L").convert("RGB")]),
     encoded(photo(), "TIFF", compression="tiff_lzw"),
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     data=st.sampled_from(SOUND),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
     keep=st.floats(0.3, 1),
+    first_frame=st.booleans(),
 )
 def test_damage_of_any_kind_gives_a_picture_or_an_image_error(
-    data: bytes, edits: list[tuple[float, int]], keep: float
+    data: bytes, edits: list[tuple[float, int]], keep: float, first_frame: bool
 ) -> None:
     damaged = bytearray(data)
     for place, value in edits:
         damaged[int(place**2 * len(damaged))] = value  # headers are the brittle part
     try:
-        image = images.canonical(bytes(damaged[: int(keep * len(damaged)) if keep < 0.9 else None]))
+        whole = bytes(damaged[: int(keep * len(damaged)) if keep < 0.9 else None])
+        image = images.canonical(whole, first_frame=first_frame)
     except ImageError:
         return
     assert image.mode == "RGB"

@@ -107,6 +107,8 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     assert seen == list(range(epoch + 1, 5))
     assert artifact.to_bytes(resumed.prompt_set) == artifact.to_bytes(whole.prompt_set)
     assert (resumed.best_epoch, resumed.val, resumed.test) == (whole.best_epoch, whole.val, whole.test)
+    assert resumed.report == whole.report
+    assert (whole.report["error"], whole.report_failure) == (None, None)
 
 
 def test_checkpoints_are_small(backbone: Backbone, flowers: PackedDataset) -> None:
@@ -209,6 +211,7 @@ def test_several_labels_per_image(backbone: Backbone, tmp_path: Path) -> None:
     assert isinstance(tuned.val, MultiLabelEvaluation)
     assert tuned.prompt_set.task == "multi-label"
     assert tuned.prompt_set.calibration.label_thresholds is not None
+    assert tuned.report_failure is None
 
 
 SEARCH = Search(("head_weight_decay", "learning_rate", "rank"), trials=4)

@@ -67,9 +67,9 @@ def test_the_original_archive_is_deleted_after_ingest_and_the_shards_stay(
     own = str(dataset["id"]).removeprefix("ds_")
 
     def left() -> list[str]:
-        return [key.rpartition("/")[2] for key in service.objects() if own in key]
+        return sorted(key.rpartition(".")[2] for key in service.objects() if own in key or key.startswith("uploads/"))
 
-    eventually(lambda: left() == ["shard-00000.parquet"] or None, what="deletion of the original")
+    eventually(lambda: left() == ["bin", "parquet", "parquet"] or None, what="deletion of the original")
 
 
 def test_the_job_tells_what_came_of_it(job: dict[str, object]) -> None:
@@ -137,6 +137,7 @@ def test_the_service_predicts_what_the_downloaded_artifact_predicts(customer: Cu
 def test_a_version_names_its_lineage(customer: Customer, dataset: dict[str, object], job: dict[str, object]) -> None:
     with customer.http() as http:
         version = http.get("/v1/prompt-sets/flowers/versions/1").json()
+        report = http.get(f"/v1/tuning-jobs/{job['id']}/report").json()
         prompt_set = http.get("/v1/prompt-sets/flowers").json()
     assert (version["job"], version["dataset"]) == (job["id"], dataset["id"])
     assert version["method"] == {
@@ -144,6 +145,9 @@ def test_a_version_names_its_lineage(customer: Customer, dataset: dict[str, obje
         **{"start": "random", "whitening_input": "tokens", "pooling": "mean-all"},
     }
     assert prompt_set["latest_version"] == 1
+    assert (report["error"], report["dataset"], report["left_out"]) == (None, dataset["id"], [])
+    assert {each["split"] for each in report["hardest"]} == {"val", "test"}
+    assert all(each["item"].startswith("itm_") for each in report["hardest"])
 
 
 def test_tuning_again_is_a_new_version_and_both_can_be_named(

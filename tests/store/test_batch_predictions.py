@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from bpt_store import batch_predictions, customers, datasets, jobs, prompt_sets
+from bpt_store import batch_predictions, customers, jobs, prompt_sets
 from bpt_store.db import Database
 from bpt_store.errors import Damaged, LimitReached, NotFound
-from bpt_store.models import Job, JobKind
+from bpt_store.models import DatasetVersion, Job, JobKind
 from bpt_store.prompt_sets import Publication
 
 
@@ -23,11 +23,10 @@ def publish(database: Database, customer_id: UUID, name: str, artifact: bytes) -
 
 def create(database: Database, customer_id: UUID, *references: str, limit: int = 10) -> Job:
     with database.customer(customer_id) as session:
-        dataset = datasets.begin_upload(session, customer_id, "d", {}, ".zip")
         return batch_predictions.create(
             session,
             customer_id,
-            dataset,
+            DatasetVersion(dataset_id=uuid4(), number=1),
             references,
             split=None,
             top_k=5,
@@ -77,7 +76,7 @@ def test_a_prompt_set_that_is_another_by_now_is_not_used(database: Database, cus
 def test_the_limit_on_unfinished_jobs_is_one_of_this_kind(database: Database, customer_id: UUID) -> None:
     publish(database, customer_id, "birds", b"one")
     with database.customer(customer_id) as session:
-        jobs.create(session, customer_id, JobKind.TUNE, dataset_id=uuid4(), payload={})
+        jobs.create(session, customer_id, JobKind.TUNE, dataset_id=uuid4(), dataset_version=1, payload={})
     create(database, customer_id, "birds", limit=1)
     with pytest.raises(LimitReached):
         create(database, customer_id, "birds", limit=1)

@@ -23,7 +23,7 @@ LEASE = 30.0
 def queued(database: Database, customer_id: UUID) -> Callable[[], UUID]:
     def make() -> UUID:
         with database.customer(customer_id) as session:
-            return jobs.create(session, customer_id, JobKind.TUNE, dataset_id=uuid4(), payload={}).id
+            return jobs.create(session, customer_id, JobKind.TUNE, dataset_id=uuid4(), dataset_version=1, payload={}).id
 
     return make
 
@@ -80,7 +80,7 @@ def test_a_customer_with_fewer_running_jobs_comes_first(database: Database, queu
     with database.system() as session:
         other = customers.create(session, "other").id
     with database.customer(other) as session:
-        late = jobs.create(session, other, JobKind.TUNE, dataset_id=uuid4(), payload={}).id
+        late = jobs.create(session, other, JobKind.TUNE, dataset_id=uuid4(), dataset_version=1, payload={}).id
     assert must_claim(database).job_id == late
 
 
@@ -260,7 +260,9 @@ def test_a_newer_checkpoint_dooms_the_older_one_and_the_end_dooms_all(
 
 def test_parts_are_kept_in_order_once_each_and_given_up_at_the_end(database: Database, customer_id: UUID) -> None:
     with database.customer(customer_id) as session:
-        job_id = jobs.create(session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), payload={}).id
+        job_id = jobs.create(
+            session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), dataset_version=1, payload={}
+        ).id
     fence = claim_batch(database)
 
     def keep(key: str) -> None:
@@ -301,7 +303,9 @@ def test_a_batch_prediction_is_deleted_with_its_results_once_it_has_ended(
     database: Database, customer_id: UUID, end: str
 ) -> None:
     with database.customer(customer_id) as session:
-        job_id = jobs.create(session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), payload={}).id
+        job_id = jobs.create(
+            session, customer_id, JobKind.BATCH_PREDICT, dataset_id=uuid4(), dataset_version=1, payload={}
+        ).id
 
     def delete() -> None:
         with database.customer(customer_id) as session:
@@ -337,7 +341,9 @@ def doomed(database: Database) -> list[str]:
 def test_a_limit_on_unfinished_jobs_holds(database: Database, customer_id: UUID, queued: Callable[[], UUID]) -> None:
     queued(), queued()
     with pytest.raises(LimitReached) as caught, database.customer(customer_id) as session:
-        jobs.create(session, customer_id, JobKind.TUNE, dataset_id=uuid4(), payload={}, unfinished_limit=2)
+        jobs.create(
+            session, customer_id, JobKind.TUNE, dataset_id=uuid4(), dataset_version=1, payload={}, unfinished_limit=2
+        )
     assert caught.value.code == "queue_limit"
 
 

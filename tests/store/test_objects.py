@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,76 @@ def test_a_prefix_deletes_all_below_it_and_a_key_only_itself(objects: Objects, t
     objects.delete("d/1.zip")
     objects.delete("nothing/")
     assert files(tmp_path) == ["three"]
+
+
+def test_a_reader_seeks_and_reads_like_a_file(objects: Objects, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1_000
+    (tmp_path / "file").write_bytes(content)
+    key = str(objects.put_content("p/", tmp_path / "file")["key"])
+    with objects.reader(key) as file:
+        assert (file.seek(0, 2), file.read(5)) == (len(content), b"")
+        assert (file.seek(-700, 2), file.read(3)) == (len(content) - 700, content[-700:-697])
+        assert (file.seek(100_000), file.read()) == (100_000, content[100_000:])
+    assert objects.read_range(key, 300, 7) == content[300:307]
+    assert objects.read_range(key, 300, 0) == b""
+
+
+def test_equal_content_is_one_object(objects: Objects, tmp_path: Path) -> None:
+    for name in ("one.bin", "two.bin"):
+        (tmp_path / name).write_bytes(b"same")
+    one, two = (objects.put_content("p/", tmp_path / name) for name in ("one.bin", "two.bin"))
+    assert one == two
+    assert objects.keys("p/") == [one["key"]]
+
+
+def test_a_stream_is_in_no_list_before_it_is_whole_and_goes_with_its_prefix(objects: Objects, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        yield bytes(1_000)
+        # As if the process were killed now, and the sweep came.
+        seen.extend([files(tmp_path), objects.keys("a/")])
+        objects.delete("a/")
+        seen.append(files(tmp_path))
+
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(objects.put_stream("a/1/source.zip", watched()))
+    assert len(seen[0]) == 1
+    assert seen[1:] == [[], []]
+    assert files(tmp_path) == []
+
+
+def test_streams_whose_folder_is_emptied_meanwhile_are_stored(objects: Objects, tmp_path: Path) -> None:
+    async def emptied() -> AsyncIterator[bytes]:
+        await objects.put_stream("a/other", chunks(b"x"))
+        objects.delete("a/other")
+        yield b"content"
+
+    asyncio.run(objects.put_stream("a/one", emptied()))
+    assert files(tmp_path) == ["one"]
+
+
+def test_a_stream_takes_the_place_of_an_object_only_when_it_is_whole(objects: Objects, tmp_path: Path) -> None:
+    asyncio.run(objects.put_stream("a/one", chunks(b"first")))
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(objects.put_stream("a/one", chunks(b"second", broken=True)))
+    objects.fetch("a/one", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"first"
+
+
+def test_a_folder_that_goes_away_before_the_first_byte_is_made_again(
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = Path.mkdir, []
+
+    def make_and_lose(path: Path, *arguments: Any, **options: Any) -> None:
+        make(path, *arguments, **options)
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+
+    (tmp_path / "objects" / "a").mkdir()
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    asyncio.run(objects.put_stream("a/one", chunks(b"x")))
+    assert len(made) == 2
+    assert files(tmp_path) == ["one"]

@@ -9,16 +9,19 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, customers, datasets, jobs, prompt_sets
+from bpt_store import aliases, customers, datasets, jobs, prompt_sets, uploads
 from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
-from bpt_store.models import Base, JobKind
+from bpt_store.models import Base
 from bpt_store.prompt_sets import Publication
+from bpt_store.quotas import Limits
 from bpt_store.settings import Settings
+from bpt_store.uploads import Intent, Part
 
 TABLES = sorted(table.name for table in Base.metadata.tables.values())
 SECRET = ("api_keys",)  # customers have no right to this table at all
+PLENTY = Limits(datasets=9, images=9, stored_bytes=9)
 APPEND_ONLY = ("alias_moves",)  # customers may read and add, not change
 
 
@@ -31,8 +34,12 @@ def fill(database: Database) -> Callable[[str], UUID]:
             customer_id = customers.create(session, name).id
             customers.create_key(session, customer_id, "key", [Scope.PREDICT])
         with database.customer(customer_id) as session:
-            dataset = datasets.begin_upload(session, customer_id, "d", {}, ".zip")
-            job = jobs.create(session, customer_id, JobKind.TUNE, dataset_id=dataset.id, payload={})
+            dataset, job = datasets.create(session, customer_id, "d", {}, {"parts": []})
+            part = Part(1, "key", "sha256", 1)
+            upload = uploads.begin(
+                session, customer_id, Intent(name="d"), "application/zip", limits=PLENTY, seconds=60, part_bytes=1
+            )
+            uploads.keep_part(session, upload.id, part, PLENTY, most=1, seconds=60)
             prompt_set = prompt_sets.get_or_create(session, customer_id, "p")
             publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
             prompt_sets.publish(session, prompt_set.id, publication, job_id=job.id, dataset_id=dataset.id)

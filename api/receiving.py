@@ -1,0 +1,196 @@
+"""Bodies that are too large for memory: bounded, hashed and stored while they are read, in blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+from uuid import UUID
+
+from fastapi import Depends, Header, Request
+from obstore.exceptions import BaseError as ObjectStoreError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from api.deps import Services, ServicesDep, customer_of, require
+from api.problems import Problem
+from bpt_store.customers import Identity, Scope
+
+BLOCK_BYTES = 1 << 20
+JSON = "application/json"
+# Besides its name, what each is called elsewhere. The worker looks at the bytes themselves.
+ARCHIVE_TYPES = {
+    "application/zip": "application/zip",
+    "application/x-zip-compressed": "application/zip",
+    "application/x-tar": "application/x-tar",
+    "application/gzip": "application/gzip",
+    "application/x-gzip": "application/gzip",
+    "application/x-gtar": "application/gzip",
+    "application/zstd": "application/zstd",
+    "application/vnd.apache.parquet": "application/vnd.apache.parquet",
+}
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What the headers say about a body; `media_type` is in lower case and without parameters."""
+
+    media_type: str
+    content_length: int | None
+    content_digest: str | None
+
+    def refuse_over(self, limit_bytes: int) -> None:
+        """Problem `payload_too_large`, before anything is read."""
+        if self.content_length is not None and self.content_length > limit_bytes:
+            detail = f"at most {limit_bytes} bytes; the request announces {self.content_length}"
+            raise Problem("payload_too_large", detail)
+
+    def archive_type(self) -> str:
+        """Problem `unsupported_media_type`."""
+        if self.media_type not in ARCHIVE_TYPES:
+            known = ", ".join(sorted({*ARCHIVE_TYPES.values()}))
+            raise Problem("unsupported_media_type", f"send {known}, not {self.media_type or 'nothing'}")
+        return ARCHIVE_TYPES[self.media_type]
+
+    def sha256(self) -> bytes | None:
+        """Of RFC 9530's `sha-256=:<base64>:`; other algorithms are not ours to judge. Problem `checksum_mismatch`."""
+        for entry in (self.content_digest or "").split(","):
+            algorithm, _, value = entry.strip().partition("=")
+            if algorithm.lower() == "sha-256":
+                try:
+                    digest = base64.b64decode(value.strip(":"), validate=True)
+                except binascii.Error:
+                    digest = b""
+                if len(digest) != hashlib.sha256().digest_size:
+                    detail = "Content-Digest is not the base64 of a SHA-256"
+                    raise Problem("checksum_mismatch", detail, param="content-digest")
+                return digest
+        return None
+
+
+def _announced(
+    content_type: Annotated[str, Header()] = "",
+    content_length: Annotated[int | None, Header(ge=0)] = None,
+    content_digest: Annotated[
+        str | None, Header(description="RFC 9530: `sha-256=:<base64>:`; the bytes are held against it")
+    ] = None,
+) -> Announced:
+    return Announced(content_type.partition(";")[0].strip().lower(), content_length, content_digest)
+
+
+AnnouncedDep = Annotated[Announced, Depends(_announced)]
+
+
+class Body:
+    """The request's body, hashed and measured while it is read.
+
+    `on_growth` is told what it comes to before a block is passed on, and may raise.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        limit_bytes: int,
+        stall_seconds: float,
+        expected: bytes | None = None,
+        on_growth: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        self._request, self._limit_bytes, self._stall_seconds = request, limit_bytes, stall_seconds
+        self._expected, self._on_growth = expected, on_growth
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Some BLOCK_BYTES each. Problem `payload_too_large`, `request_timeout`, `body_unreadable`, and at the end
+        `checksum_mismatch`."""
+        loop = asyncio.get_running_loop()
+        stream = self._request.stream()
+        hashing: asyncio.Future[None] | None = None
+        while block := await self._block(stream):
+            if self._on_growth is not None:
+                await self._on_growth(self.size_bytes)
+            if hashing is not None:
+                await hashing
+            # In another thread, while the next block comes.
+            hashing = loop.run_in_executor(None, self._digest.update, block)
+            yield block
+        if hashing is not None:
+            await hashing
+        if self._expected is not None and self._expected != self._digest.digest():
+            detail = "the bytes received do not have the digest of Content-Digest"
+            raise Problem("checksum_mismatch", detail, param="content-digest")
+
+    async def whole(self) -> bytes:
+        return b"".join([block async for block in self.blocks()])
+
+    async def discard(self) -> None:
+        """Read to the end all the same, so that the connection can go on to the next request."""
+        async for _ in self.blocks():
+            pass
+
+    async def _block(self, stream: AsyncIterator[bytes]) -> bytes:
+        """The next one; empty at the end."""
+        loop = asyncio.get_running_loop()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._stall_seconds) as patience:
+                while size < BLOCK_BYTES:
+                    chunk = await anext(stream, None)
+                    if chunk is None:
+                        break
+                    if chunk:
+                        patience.reschedule(loop.time() + self._stall_seconds)
+                        chunks.append(chunk)
+                        size += len(chunk)
+                        self._grow(len(chunk))
+        except TimeoutError:
+            raise Problem("request_timeout", f"nothing came for {self._stall_seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise Problem("body_unreadable", "the connection ended before the body did") from None
+        return b"".join(chunks)
+
+    def _grow(self, count: int) -> None:
+        self.size_bytes += count
+        if self.size_bytes > self._limit_bytes:
+            raise Problem("payload_too_large", f"at most {self._limit_bytes} bytes")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """One customer's side of the service, for routes that are busy with a body between their transactions."""
+
+    services: Services
+    customer_id: UUID
+
+    async def transaction(self, action: Callable[[Session], Result]) -> Result:
+        def run() -> Result:
+            with self.services.database.customer(self.customer_id) as session:
+                return action(session)
+
+        return await run_in_threadpool(run)
+
+    async def store(self, key: str, body: Body) -> None:
+        """Problem `insufficient_storage`, and those of the body; then no object is there."""
+        try:
+            await self.services.objects.put_stream(key, body.blocks())
+        except (ObjectStoreError, OSError) as error:
+            raise Problem("insufficient_storage", f"the bytes could not be stored: {error}") from error
+
+
+def _receiver(services: ServicesDep, identity: Annotated[Identity, Depends(require(Scope.DATASETS_WRITE))]) -> Receiver:
+    return Receiver(services, customer_of(identity))
+
+
+ReceiverDep = Annotated[Receiver, Depends(_receiver)]

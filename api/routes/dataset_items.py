@@ -1,0 +1,156 @@
+"""The items of a dataset: look through them, see them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from api import schemas
+from api.deps import DatasetsReadSession, Limit, Services, ServicesDep
+from api.item_schemas import DatasetItem, SplitName
+from api.problems import Problem, responses
+from bpt_core.dataset import read_image
+from bpt_core.errors import DatasetError
+from bpt_core.items import IndexedItem, Items
+from bpt_core.pictures import Split
+from bpt_store import datasets
+from bpt_store.errors import NotFound
+from bpt_store.models import DatasetVersion
+
+router = APIRouter(prefix="/v1/datasets/{dataset_id}/items", tags=["datasets"])
+
+# A picture is named by what it shows, so a copy of it never grows old.
+FOREVER = "private, max-age=31536000, immutable"
+
+_ERRORS = ("not_found", "dataset_not_ready", "dataset_not_indexed")
+
+Version = Annotated[int | None, Query(ge=1, lt=2**31, description="absent: the newest that is ready")]
+IfNoneMatch = Annotated[str | None, Header(max_length=1000)]
+
+
+@router.get(
+    "",
+    summary="List the items of a dataset",
+    responses=responses(*_ERRORS),
+)
+def list_dataset_items(
+    dataset_id: str,
+    services: ServicesDep,
+    session: DatasetsReadSession,
+    version: Version = None,
+    split: Annotated[SplitName | None, Query(description="only items of this split")] = None,
+    label: Annotated[str | None, Query(max_length=300, description="only items with this label")] = None,
+    finding: Annotated[
+        str | None, Query(max_length=100, description="only items that this finding of the report concerns")
+    ] = None,
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")] = None,
+) -> schemas.Page[DatasetItem]:
+    index = _index(services, _ready(session, dataset_id, version))
+    wanted = Split(split) if split is not None else None
+    try:
+        found, has_more = index.page(limit, after=after, split=wanted, label=label, finding=finding)
+    except DatasetError as error:
+        raise NotFound(str(error)) from error
+    data = [DatasetItem.of(item) for item in found]
+    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+
+
+@router.get("/{item_id}", summary="Show an item", responses=responses(*_ERRORS))
+def get_dataset_item(
+    dataset_id: str, item_id: str, services: ServicesDep, session: DatasetsReadSession, version: Version = None
+) -> DatasetItem:
+    return DatasetItem.of(_item(services, _ready(session, dataset_id, version), item_id))
+
+
+_PICTURE = {
+    **responses(*_ERRORS),
+    304: {"description": "the picture that If-None-Match names"},
+}
+
+
+def _picture_of(*media_types: str) -> dict[int | str, dict[str, object]]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
+    return {**_PICTURE, 200: {"description": "the picture", "content": content}}
+
+
+@router.get(
+    "/{item_id}/thumbnail",
+    summary="A small picture of an item, at most 96 pixels wide and high",
+    response_class=Response,
+    responses=_picture_of("image/jpeg", "image/webp"),
+)
+def get_dataset_item_thumbnail(
+    dataset_id: str,
+    item_id: str,
+    services: ServicesDep,
+    session: DatasetsReadSession,
+    version: Version = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    ready = _ready(session, dataset_id, version)
+    item = _item(services, ready, item_id)
+    if if_none_match == _etag(item):
+        return Response(status_code=304, headers=_headers(item))
+    if not item.thumbnail_length:
+        return _stored(services, ready, item)
+    assert ready.objects is not None
+    data = services.objects.read_range(ready.objects["thumbnails"]["key"], item.thumbnail_offset, item.thumbnail_length)
+    return Response(data, media_type="image/jpeg", headers=_headers(item))
+
+
+@router.get(
+    "/{item_id}/image",
+    summary="The picture of an item as it is stored: upright, without metadata, of bounded size",
+    response_class=Response,
+    responses=_picture_of("image/webp", "image/png"),
+)
+def get_dataset_item_image(
+    dataset_id: str,
+    item_id: str,
+    services: ServicesDep,
+    session: DatasetsReadSession,
+    version: Version = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    ready = _ready(session, dataset_id, version)
+    item = _item(services, ready, item_id)
+    if if_none_match == _etag(item):
+        return Response(status_code=304, headers=_headers(item))
+    return _stored(services, ready, item)
+
+
+def _stored(services: Services, ready: DatasetVersion, item: IndexedItem) -> Response:
+    assert ready.objects is not None
+    data = read_image(services.objects.reader(ready.objects["shards"][item.shard]["key"]), item.row)
+    media_type = "image/webp" if data.startswith(b"RIFF") else "image/png"
+    return Response(data, media_type=media_type, headers=_headers(item))
+
+
+def _ready(session: DatasetsReadSession, dataset_id: str, number: int | None) -> DatasetVersion:
+    wanted = datasets.Reference.parse(dataset_id)
+    return datasets.get_ready(session, datasets.Reference(wanted.dataset_id, number or wanted.version))
+
+
+def _index(services: Services, ready: DatasetVersion) -> Items:
+    assert ready.objects is not None
+    if "items" not in ready.objects:
+        detail = f"version {ready.number} was made before items were kept; upload the dataset again"
+        raise Problem("dataset_not_indexed", detail)
+    return services.indexes.get(ready.objects["items"]["key"])
+
+
+def _item(services: Services, ready: DatasetVersion, item_id: str) -> IndexedItem:
+    found = _index(services, ready).get(item_id)
+    if found is None:
+        raise NotFound(f"there is no item {item_id!r} in version {ready.number}")
+    return found
+
+
+def _etag(item: IndexedItem) -> str:
+    return f'"{item.digest}"'
+
+
+def _headers(item: IndexedItem) -> dict[str, str]:
+    return {"ETag": _etag(item), "Cache-Control": FOREVER}
