@@ -78,41 +78,40 @@ class Report:
         told = (
             (
                 *("bad_images", Severity.WARNING, self.rejected_images),
-                "{n} files could not be read as images and were left out. Each is named here with the reason.",
+                "Bad images: {n} could not be read and had to be left out. Each is named here with the reason.",
             ),
             (
                 *("images_left_out", Severity.WARNING, self.left_out),
-                "{n} images have no class, or lie outside the splits, and were left out. Give each a class folder or "
-                "a row in the table.",
+                "Images without a class, or outside the splits: {n} had to be left out. Give each a class folder or a row "
+                "in the table.",
             ),
             (
                 *("files_missing", Severity.WARNING, self.missing),
-                "{n} rows of the tables name files that were not sent, or that cannot be told apart. They were "
-                "ignored.",
+                "Rows of tables without an image: {n}. The files they name were not sent, or cannot be told apart.",
             ),
             (
                 *("duplicates_across_splits", Severity.WARNING, self.leaks),
-                "{n} images are also in an earlier split and were left out of the later one: a score must not rest on "
-                "pictures that were seen in training.",
+                "Copies across splits: {n} of the images lay in an earlier split as well, and had to be left out of the "
+                "later one. A score must not rest on pictures that were seen in training.",
             ),
             (
                 *("label_conflict_across_splits", Severity.WARNING, self.leaked_conflicts),
-                "{n} images have other labels in a later split than in an earlier one, pixel for pixel the same. The "
-                "earlier label was kept; see which of them is right.",
+                "Copies across splits under other labels: {n}, pixel for pixel the same. The label of the earlier split was "
+                "kept; see which of them is right.",
             ),
             (
                 *("already_there", Severity.INFO, self.known),
-                "{n} of the images sent were in the dataset already, with the same labels. They were not added again.",
+                "In the dataset already, with the same labels: {n} of the images sent. They were not added again.",
             ),
             (
                 *("merged_class_names", Severity.WARNING, self.merged_names),
-                "{n} class names differ only by upper and lower case or by how their letters are encoded. They were "
-                "taken for the same class.",
+                "Class names that differ only by upper and lower case, blanks around them or how their letters are encoded: "
+                "{n}. They were taken for the same class.",
             ),
             (
                 *("groups_across_splits", Severity.WARNING, self.straddling_groups),
-                "{n} groups have images in more than one of the splits you gave. What belongs together should lie in "
-                "one split, or scores flatter.",
+                "Groups with images in more than one of the splits you gave: {n}. What belongs together should lie in one "
+                "split, or scores flatter.",
             ),
         )
         return [
