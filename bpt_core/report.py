@@ -82,8 +82,8 @@ class Report:
             ),
             (
                 *("images_left_out", Severity.WARNING, self.left_out),
-                "Images without a class, or outside the splits: {n} had to be left out. Give each a class folder or a row "
-                "in the table.",
+                "Images without a class, or outside the splits: {n} had to be left out. Give each a class folder or a "
+                "row in the table.",
             ),
             (
                 *("files_missing", Severity.WARNING, self.missing),
@@ -91,13 +91,13 @@ class Report:
             ),
             (
                 *("duplicates_across_splits", Severity.WARNING, self.leaks),
-                "Copies across splits: {n} of the images lay in an earlier split as well, and had to be left out of the "
-                "later one. A score must not rest on pictures that were seen in training.",
+                "Copies across splits: {n} of the images lay in an earlier split as well, and had to be left out of "
+                "the later one. A score must not rest on pictures that were seen in training.",
             ),
             (
                 *("label_conflict_across_splits", Severity.WARNING, self.leaked_conflicts),
-                "Copies across splits under other labels: {n}, pixel for pixel the same. The label of the earlier split was "
-                "kept; see which of them is right.",
+                "Copies across splits under other labels: {n}, pixel for pixel the same. The label of the earlier split "
+                "was kept; see which of them is right.",
             ),
             (
                 *("already_there", Severity.INFO, self.known),
@@ -105,13 +105,13 @@ class Report:
             ),
             (
                 *("merged_class_names", Severity.WARNING, self.merged_names),
-                "Class names that differ only by upper and lower case, blanks around them or how their letters are encoded: "
-                "{n}. They were taken for the same class.",
+                "Class names that differ only by upper and lower case, blanks around them or how their letters are "
+                "encoded: {n}. They were taken for the same class.",
             ),
             (
                 *("groups_across_splits", Severity.WARNING, self.straddling_groups),
-                "Groups with images in more than one of the splits you gave: {n}. What belongs together should lie in one "
-                "split, or scores flatter.",
+                "Groups with images in more than one of the splits you gave: {n}. What belongs together should lie in "
+                "one split, or scores flatter.",
             ),
         )
         return [
