@@ -96,8 +96,8 @@ class Report:
             ),
             (
                 *("label_conflict_across_splits", Severity.WARNING, self.leaked_conflicts),
-                "Copies across splits under other labels: {n}, pixel for pixel the same. The label of the earlier split "
-                "was kept; see which of them is right.",
+                "Copies across splits under other labels: {n}, pixel for pixel the same. The label of the earlier "
+                "split was kept; see which of them is right.",
             ),
             (
                 *("already_there", Severity.INFO, self.known),
