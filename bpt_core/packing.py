@@ -107,9 +107,10 @@ def pack(
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryFile(dir=directory) as spool:
-            pictures = _of_base(base, changes, spool, report) if base is not None else []
-            task = PackedDataset(base.shards).task if base is not None else settings.task
-            given = True
+            pictures, task, given = [], settings.task, True
+            if base is not None:
+                dataset = PackedDataset(base.shards)
+                pictures, task = _of_base(base, dataset, changes, spool, report), dataset.task
             if source is not None:
                 origin = Source(
                     source,
@@ -153,7 +154,7 @@ def pack(
     return Packed(shards, items, thumbnails, task, tuple(class_names), report.to_json())
 
 
-def _of_base(base: Base, changes: Changes, spool: IO[bytes], report: Report) -> list[Picture]:
+def _of_base(base: Base, dataset: PackedDataset, changes: Changes, spool: IO[bytes], report: Report) -> list[Picture]:
     """The pictures of the base as they will be, copied into the spool. DatasetError `item_unknown`."""
     index = Items.read(base.items)
     unknown = Tally()
@@ -167,7 +168,7 @@ def _of_base(base: Base, changes: Changes, spool: IO[bytes], report: Report) -> 
         raise error
     pictures = []
     with base.thumbnails.open("rb") as thumbnails:
-        for entry, item in zip(index, PackedDataset(base.shards).items(), strict=True):
+        for entry, item in zip(index, dataset.items(), strict=True):
             if entry.id in changes.remove:
                 continue
             thumbnails.seek(entry.thumbnail_offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from api import schemas
 from api.deps import DatasetsReadSession, Limit, Services, ServicesDep
@@ -64,6 +64,43 @@ def get_dataset_item(
     return DatasetItem.of(_item(services, _ready(session, dataset_id, version), item_id))
 
 
+class _Asked:
+    """The item whose picture a request wants; a dependency."""
+
+    def __init__(
+        self,
+        dataset_id: str,
+        item_id: str,
+        services: ServicesDep,
+        session: DatasetsReadSession,
+        version: Version = None,
+        if_none_match: IfNoneMatch = None,
+    ) -> None:
+        ready = _ready(session, dataset_id, version)
+        self.item = _item(services, ready, item_id)
+        self.is_known = if_none_match == f'"{self.item.digest}"'
+        assert ready.objects is not None
+        self._objects, self._keys = services.objects, ready.objects
+
+    def thumbnail(self) -> Response:
+        item = self.item
+        data = self._objects.read_range(self._keys["thumbnails"]["key"], item.thumbnail_offset, item.thumbnail_length)
+        return Response(data, media_type="image/jpeg", headers=self._headers())
+
+    def stored(self) -> Response:
+        """The picture as it lies in its shard, or nothing where the caller has it."""
+        if self.is_known:
+            return Response(status_code=304, headers=self._headers())
+        data = read_image(self._objects.reader(self._keys["shards"][self.item.shard]["key"]), self.item.row)
+        media_type = "image/webp" if data.startswith(b"RIFF") else "image/png"
+        return Response(data, media_type=media_type, headers=self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        return {"ETag": f'"{self.item.digest}"', "Cache-Control": FOREVER}
+
+
+_AskedDep = Annotated[_Asked, Depends()]
+
 _PICTURE = {
     **responses(*_ERRORS),
     304: {"description": "the picture that If-None-Match names"},
@@ -81,23 +118,10 @@ def _picture_of(*media_types: str) -> dict[int | str, dict[str, object]]:
     response_class=Response,
     responses=_picture_of("image/jpeg", "image/webp"),
 )
-def get_dataset_item_thumbnail(
-    dataset_id: str,
-    item_id: str,
-    services: ServicesDep,
-    session: DatasetsReadSession,
-    version: Version = None,
-    if_none_match: IfNoneMatch = None,
-) -> Response:
-    ready = _ready(session, dataset_id, version)
-    item = _item(services, ready, item_id)
-    if if_none_match == _etag(item):
-        return Response(status_code=304, headers=_headers(item))
-    if not item.thumbnail_length:
-        return _stored(services, ready, item)
-    assert ready.objects is not None
-    data = services.objects.read_range(ready.objects["thumbnails"]["key"], item.thumbnail_offset, item.thumbnail_length)
-    return Response(data, media_type="image/jpeg", headers=_headers(item))
+def get_dataset_item_thumbnail(asked: _AskedDep) -> Response:
+    if asked.is_known or not asked.item.thumbnail_length:
+        return asked.stored()
+    return asked.thumbnail()
 
 
 @router.get(
@@ -106,26 +130,8 @@ def get_dataset_item_thumbnail(
     response_class=Response,
     responses=_picture_of("image/webp", "image/png"),
 )
-def get_dataset_item_image(
-    dataset_id: str,
-    item_id: str,
-    services: ServicesDep,
-    session: DatasetsReadSession,
-    version: Version = None,
-    if_none_match: IfNoneMatch = None,
-) -> Response:
-    ready = _ready(session, dataset_id, version)
-    item = _item(services, ready, item_id)
-    if if_none_match == _etag(item):
-        return Response(status_code=304, headers=_headers(item))
-    return _stored(services, ready, item)
-
-
-def _stored(services: Services, ready: DatasetVersion, item: IndexedItem) -> Response:
-    assert ready.objects is not None
-    data = read_image(services.objects.reader(ready.objects["shards"][item.shard]["key"]), item.row)
-    media_type = "image/webp" if data.startswith(b"RIFF") else "image/png"
-    return Response(data, media_type=media_type, headers=_headers(item))
+def get_dataset_item_image(asked: _AskedDep) -> Response:
+    return asked.stored()
 
 
 def _ready(session: DatasetsReadSession, dataset_id: str, number: int | None) -> DatasetVersion:
@@ -146,11 +152,3 @@ def _item(services: Services, ready: DatasetVersion, item_id: str) -> IndexedIte
     if found is None:
         raise NotFound(f"there is no item {item_id!r} in version {ready.number}")
     return found
-
-
-def _etag(item: IndexedItem) -> str:
-    return f'"{item.digest}"'
-
-
-def _headers(item: IndexedItem) -> dict[str, str]:
-    return {"ETag": _etag(item), "Cache-Control": FOREVER}
