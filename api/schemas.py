@@ -168,13 +168,10 @@ class Source(BaseModel):
 Counts = dict[str, dict[str, int]]
 
 
-class DatasetVersion(BaseModel):
-    """Complete by itself; never changes once it is ready."""
+class DatasetContents(BaseModel):
+    """What a dataset and a version of it have in common."""
 
-    dataset: str
-    number: int
     state: models.DatasetState
-    base: int | None = Field(description="the version it was made from; null for the first")
     task: str | None = Field(description="single-label, multi-label or unlabelled, once ready")
     class_names: list[str]
     counts: Counts | None = Field(description="images per class and split, once ready")
@@ -185,12 +182,20 @@ class DatasetVersion(BaseModel):
     error: Trouble | None
     created_at: datetime
 
+
+class DatasetVersion(DatasetContents):
+    """Complete by itself; never changes once it is ready."""
+
+    dataset: str
+    number: int
+    base: int | None = Field(description="the version it was made from; null for the first")
+
     @classmethod
     def of(cls, row: models.DatasetVersion) -> Self:
         return cls(dataset=ids.public(ids.DATASET, row.dataset_id), number=row.number, base=row.base, **_shown(row))
 
 
-class Dataset(BaseModel):
+class Dataset(DatasetContents):
     """As its newest ready version is, or the first one before that."""
 
     id: str
@@ -198,16 +203,6 @@ class Dataset(BaseModel):
     version: int | None = Field(description="the newest ready version; `<id>:<number>` names one for good")
     options: dict[str, Any] = Field(description="how it is read")
     metadata: dict[str, str]
-    state: models.DatasetState
-    task: str | None = Field(description="single-label, multi-label or unlabelled, once ready")
-    class_names: list[str]
-    counts: Counts | None = Field(description="images per class and split, once ready")
-    splits: dict[str, int] | None = Field(description="images per split, once ready")
-    image_count: int | None = Field(description="images in all, once ready")
-    verdict: str | None = Field(description="good to tune, tune with care, or fix first: see the report")
-    source: Source | None
-    error: Trouble | None
-    created_at: datetime
 
     @classmethod
     def of(cls, row: models.Dataset, shown: models.DatasetVersion) -> Self:
@@ -222,7 +217,7 @@ class Dataset(BaseModel):
 
 
 def _shown(row: models.DatasetVersion) -> dict[str, Any]:
-    """What dataset and version have in common."""
+    """The fields of DatasetContents."""
     known = row.source_sha256 is not None or bool(row.source_bytes)
     return {
         "state": row.state,
