@@ -1,12 +1,13 @@
 """`python -m bpt_core.decoder`: decodes pictures that nobody trusts, in a process that has nothing to lose.
 
-It reads frames from standard input: 8 bytes of length, big-endian, and so many bytes. The first frame is JSON, the
-fields of `Options`; every other one is an image file. It writes one answer for each to standard output: 4 bytes of
-length, as many of JSON, and what that announces:
+It reads frames of files from standard input: 4 bytes with their number, 8 bytes for the length of each, big-endian,
+and the files. The first frame is one file of JSON, the fields of `Options`; in all others are image files. It writes
+one answer for each frame to standard output: 4 bytes of length, as many of JSON, and what that announces:
 
     {"protections": [...]}                                          to the options: which of confine's hold
-    {"encoded": bytes, "thumbnail": bytes, "digest", ...}           a Canonical; the two files follow, one by one
-    {"code": "image_corrupt", "detail": "..."}                      an ImageError
+    [for each image file one of                                     and behind the list all files of all of them
+        {"encoded": bytes, "thumbnail": bytes, "digest", ...}       a Canonical; two files, the second may be empty
+        {"code": "image_corrupt", "detail": "..."}]                 an ImageError
 
 The answers come from a process that a picture may have taken over: who reads them checks them (decoders.py).
 A picture that takes more CPU time than it may is the end of the process: the kernel sends SIGPROF, since code in C
@@ -21,6 +22,7 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
@@ -31,7 +33,8 @@ from bpt_core.confine import confine
 from bpt_core.errors import ImageError
 from bpt_core.pictures import Canonical
 
-FRAME_LENGTH = struct.Struct(">Q")
+FILE_COUNT = struct.Struct(">I")
+FILE_LENGTH = struct.Struct(">Q")
 HEAD_LENGTH = struct.Struct(">I")
 
 _OPEN_FILES = 32
@@ -61,42 +64,47 @@ def main() -> None:
     first = _frame(frames)
     if first is None:
         return
-    options = Options(**json.loads(first))
+    options = Options(**json.loads(first[0]))
     images.load_decoders()
     held = confine(memory_bytes=options.memory_bytes, open_files=_OPEN_FILES, file_bytes=0, files=False)
     _write(answers, {"protections": sorted(held)})
-    while (data := _frame(frames)) is not None:
-        _write(answers, *_answer(data, options))
+    while (files := _frame(frames)) is not None:
+        _answer(answers, files, options)
 
 
-def _frame(frames: BinaryIO) -> bytes | None:
-    header = frames.read(FRAME_LENGTH.size)
-    if len(header) < FRAME_LENGTH.size:
-        return None
-    (length,) = FRAME_LENGTH.unpack(header)
-    data = frames.read(length)
-    return data if len(data) == length else None
-
-
-def _answer(data: bytes, options: Options) -> tuple[dict[str, Any], bytes, bytes]:
-    signal.setitimer(signal.ITIMER_PROF, options.cpu_seconds)
+def _frame(frames: BinaryIO) -> list[bytes] | None:
+    """None where the input has come to its end."""
     try:
-        found = facts.examine(
-            data,
-            short_side=options.short_side,
-            pixel_limit=options.pixel_limit,
-            first_frame=options.first_frame,
-        )
-        return _head(found), found.encoded, found.thumbnail
-    except ImageError as error:
-        return {"code": error.code, "detail": str(error)}, b"", b""
-    except MemoryError:
-        return {"code": "image_decode_limit", "detail": "decoding needs more memory than allowed"}, b"", b""
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        (count,) = FILE_COUNT.unpack(frames.read(FILE_COUNT.size))
+        lengths = [FILE_LENGTH.unpack(frames.read(FILE_LENGTH.size))[0] for _ in range(count)]
+    except struct.error:
+        return None
+    files = [frames.read(length) for length in lengths]
+    return files if [len(data) for data in files] == lengths else None
 
 
-def _head(found: Canonical) -> dict[str, Any]:
+def _answer(answers: BinaryIO, files: list[bytes], options: Options) -> None:
+    found = facts.examine(
+        _timed(files, options.cpu_seconds),
+        short_side=options.short_side,
+        pixel_limit=options.pixel_limit,
+        first_frame=options.first_frame,
+    )
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    kept = [each for each in found if isinstance(each, Canonical)]
+    _write(answers, [_head(each) for each in found], *(file for each in kept for file in each[:2]))
+
+
+def _timed(files: Iterable[bytes], seconds: float) -> Iterator[bytes]:
+    """Each has so long until the next one is asked for; what comes behind the last one counts as its time."""
+    for data in files:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        yield data
+
+
+def _head(found: Canonical | ImageError) -> dict[str, Any]:
+    if isinstance(found, ImageError):
+        return {"code": found.code, "detail": str(found)}
     return {
         "encoded": len(found.encoded),
         "thumbnail": len(found.thumbnail),
@@ -107,7 +115,7 @@ def _head(found: Canonical) -> dict[str, Any]:
     }
 
 
-def _write(answers: BinaryIO, head: dict[str, Any], *files: bytes) -> None:
+def _write(answers: BinaryIO, head: Any, *files: bytes) -> None:
     text = json.dumps(head).encode()
     answers.write(b"".join([HEAD_LENGTH.pack(len(text)), text, *files]))
     answers.flush()

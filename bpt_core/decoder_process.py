@@ -16,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bpt_core import images
-from bpt_core.decoder import FRAME_LENGTH, HEAD_LENGTH, Options
+from bpt_core.decoder import FILE_COUNT, FILE_LENGTH, HEAD_LENGTH, Options
 from bpt_core.errors import ImageError
 from bpt_core.pictures import Canonical, Facts
 
@@ -69,26 +70,24 @@ class DecoderProcess:
 
     def greet(self) -> frozenset[str]:
         """-> the protections that hold. Raises Died."""
-        self.send(self._options.to_frame())
+        self.send([self._options.to_frame()])
         deadline = time.monotonic() + _START_SECONDS
         with _sense():
             return frozenset(str(each) for each in self._head(deadline)["protections"])
 
-    def send(self, data: bytes) -> None:
-        """Goes out while `result` waits."""
-        self._outgoing += (memoryview(FRAME_LENGTH.pack(len(data))), memoryview(data))
+    def send(self, files: Sequence[bytes]) -> None:
+        """They go out while `results` waits."""
+        lengths = b"".join(FILE_LENGTH.pack(len(data)) for data in files)
+        self._outgoing += map(memoryview, (FILE_COUNT.pack(len(files)) + lengths, *files))
 
-    def result(self, seconds: float) -> Canonical | ImageError:
-        """What has become of the first picture that was sent and not answered. Raises Died."""
+    def results(self, count: int, seconds: float) -> list[Canonical | ImageError]:
+        """What has become of the first files, `count`, that were sent together and not answered. Raises Died."""
         deadline = time.monotonic() + seconds
         with _sense():
-            head = self._head(deadline)
-            if "code" in head:
-                return _image_error(head)
-            encoded_bytes = _whole(head["encoded"], 1, 4 * self._options.pixel_limit + (1 << 20))
-            thumbnail_bytes = _whole(head["thumbnail"], 0, _THUMBNAIL_BYTES)
-            encoded, thumbnail = self._read(encoded_bytes, deadline), self._read(thumbnail_bytes, deadline)
-            return _canonical(head, encoded, thumbnail, self._options)
+            heads = self._head(deadline)
+            if type(heads) is not list or len(heads) != count:
+                raise ValueError
+            return [self._result(head, deadline) for head in heads]
 
     def kill(self) -> None:
         self._popen.kill()
@@ -101,10 +100,17 @@ class DecoderProcess:
         self._popen.kill()
         self._popen.wait()
 
-    def _head(self, deadline: float) -> dict[str, Any]:
+    def _head(self, deadline: float) -> Any:
         (length,) = HEAD_LENGTH.unpack(self._read(HEAD_LENGTH.size, deadline))
-        head: dict[str, Any] = json.loads(self._read(_whole(length, 2, _HEAD_BYTES), deadline))
-        return head
+        return json.loads(self._read(_whole(length, 2, _HEAD_BYTES), deadline))
+
+    def _result(self, head: dict[str, Any], deadline: float) -> Canonical | ImageError:
+        if "code" in head:
+            return _image_error(head)
+        encoded_bytes = _whole(head["encoded"], 1, 4 * self._options.pixel_limit + (1 << 20))
+        thumbnail_bytes = _whole(head["thumbnail"], 0, _THUMBNAIL_BYTES)
+        encoded, thumbnail = self._read(encoded_bytes, deadline), self._read(thumbnail_bytes, deadline)
+        return _canonical(head, encoded, thumbnail, self._options)
 
     def _read(self, count: int, deadline: float) -> bytes:
         while len(self._incoming) < count:
@@ -132,7 +138,7 @@ class DecoderProcess:
     def _write(self) -> None:
         while self._outgoing:
             try:
-                written = os.writev(self._input, list(self._outgoing)[:8])
+                written = os.writev(self._input, list(islice(self._outgoing, 64)))
             except BlockingIOError:
                 return
             except BrokenPipeError:  # it is dead; what it still had to say comes first

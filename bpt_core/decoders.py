@@ -22,10 +22,10 @@ from bpt_core.errors import ImageError
 from bpt_core.pictures import Canonical
 
 _ATTEMPTS = 2  # the kernel may kill a process because another one took the memory
-# In a process: the picture at work, and those that lie in its pipe. With one small picture there instead of seven,
-# processes waited for half of the time until a thread of this one had its turn.
-_SENT_AHEAD = 8
-_SENT_AHEAD_BYTES = 1 << 20
+# Small pictures travel together: a turn of this process costs as much as decoding one of 64 pixels.
+_TOGETHER = 16
+_TOGETHER_BYTES = 1 << 16
+_SENT_AHEAD = 2  # what is at work, and what lies in the pipe, so that a process does not wait for its next turn
 _PATIENCE = 10.0  # seconds on the clock for one of CPU time: machines are shared
 _TRUSTED_THREADS = 4
 
@@ -60,7 +60,7 @@ class Decoders:
         self._trusted = None if count else ThreadPoolExecutor(_TRUSTED_THREADS)
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
-        self._taken: list[deque[_Job]] = []  # by each thread; an empty one is idle
+        self._taken: list[_Taken] = []  # by each thread; an empty one is idle
         self._threads: list[threading.Thread] = []
         self._processes: set[DecoderProcess] = set()
         self._closed = False
@@ -117,7 +117,7 @@ class Decoders:
 
     # --- in a thread for each process: the kernel ends a process with the thread that started it ------------------
 
-    def _work(self, taken: deque[_Job]) -> None:
+    def _work(self, taken: _Taken) -> None:
         while self._take(taken):
             try:
                 with self._process() as process:
@@ -126,28 +126,33 @@ class Decoders:
                 _blame(taken, death)
             except Exception as error:  # no process can be started
                 if not self._closed:
-                    taken.popleft().fail(error)
-        for job in taken:
-            job.future.cancel()
+                    for job in taken.popleft():
+                        job.fail(error)
+        for together in taken:
+            for job in together:
+                job.future.cancel()
 
-    def _take(self, taken: deque[_Job]) -> bool:
+    def _take(self, taken: _Taken) -> bool:
         """Fill up `taken`, waiting only where there is nothing in it -> False: it is the end."""
         with self._changed:
             if not taken:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
             # What an idle thread is about to take is not kept waiting here.
-            while self._jobs and (not taken or (_has_room(taken) and len(self._jobs) > self._idle())):
-                taken.append(self._jobs.popleft())
+            while self._jobs and (not taken or (len(taken) < _SENT_AHEAD and len(self._jobs) > self._idle())):
+                taken.append(together := [self._jobs.popleft()])
+                while len(self._jobs) > self._idle() and _has_room(together, self._jobs[0]):
+                    together.append(self._jobs.popleft())
             return not self._closed
 
-    def _converse(self, process: DecoderProcess, taken: deque[_Job]) -> None:
-        """Pictures there, answers back, until it is the end. Raises Died: the first of `taken` was at work."""
+    def _converse(self, process: DecoderProcess, taken: _Taken) -> None:
+        """Pictures there, answers back, until it is the end. Raises Died: the first of `taken` were at work."""
         sent = 0
         while self._take(taken):
-            for job in list(taken)[sent:]:
-                process.send(job.data)
-            result = process.result(_PATIENCE * self._options.cpu_seconds)
-            taken.popleft().finish(result)
+            for together in list(taken)[sent:]:
+                process.send([job.data for job in together])
+            results = process.results(len(taken[0]), _PATIENCE * self._options.cpu_seconds)
+            for job, result in zip(taken.popleft(), results, strict=True):
+                job.finish(result)
             sent = len(taken)
 
     @contextmanager
@@ -188,23 +193,31 @@ class _Job:
             self.future.set_exception(error)
 
 
-def _has_room(taken: deque[_Job]) -> bool:
-    return len(taken) < _SENT_AHEAD and sum(len(job.data) for job in taken) < _SENT_AHEAD_BYTES
+_Taken = deque[list[_Job]]  # those in a list travel together
 
 
-def _blame(taken: deque[_Job], death: Died) -> None:
-    job = taken[0]
+def _has_room(together: Sequence[_Job], job: _Job) -> bool:
+    return len(together) < _TOGETHER and sum(len(each.data) for each in (*together, job)) <= _TOGETHER_BYTES
+
+
+def _blame(taken: _Taken, death: Died) -> None:
+    """Of several at work nobody knows which one it was: each goes alone the next time."""
+    together = taken.popleft()
+    if len(together) > 1:
+        taken.extendleft([job] for job in reversed(together))
+        return
+    (job,) = together
     job.crashes += 1
     if death.took_too_long:
-        taken.popleft().finish(ImageError("decoding takes more time than allowed", code="image_decode_limit"))
+        job.finish(ImageError("decoding takes more time than allowed", code="image_decode_limit"))
     elif job.crashes == _ATTEMPTS:
-        taken.popleft().finish(ImageError("the decoder crashed on this picture", code="image_corrupt"))
+        job.finish(ImageError("the decoder crashed on this picture", code="image_corrupt"))
+    else:
+        taken.appendleft(together)
 
 
 def _examined(data: bytes, options: Options) -> Canonical | ImageError:
-    try:
-        return facts.examine(
-            data, short_side=options.short_side, pixel_limit=options.pixel_limit, first_frame=options.first_frame
-        )
-    except ImageError as error:
-        return error
+    (found,) = facts.examine(
+        [data], short_side=options.short_side, pixel_limit=options.pixel_limit, first_frame=options.first_frame
+    )
+    return found

@@ -8,6 +8,7 @@ removed, and what is sent comes on top.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,9 @@ from bpt_core.report import Report
 from bpt_core.sources import OnProgress, Raw, Source
 
 ITEMS_FILE, THUMBNAILS_FILE = "items.parquet", "thumbnails.bin"
-_WAITING_BYTES = 256 << 20  # encoded pictures read ahead of the decoders
+_SPOOL_BYTES = 1 << 20  # of small pictures that are written at a time
+_WAITING_PICTURES = 64  # read ahead of each decoder: a fair supply of small ones ...
+_WAITING_BYTES = 16 << 20  # ... while of large ones a few will do
 _SPLITS = list(Split)
 
 
@@ -106,7 +109,7 @@ def pack(
     report = Report()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with TemporaryFile(dir=directory) as spool:
+        with TemporaryFile(dir=directory, buffering=_SPOOL_BYTES) as spool:
             pictures, task, given = [], settings.task, True
             if base is not None:
                 dataset = PackedDataset(base.shards)
@@ -197,7 +200,8 @@ def _spooled(sources: Iterator[Raw], spool: IO[bytes], settings: PackSettings, r
 
 def _spool(spool: IO[bytes], path: str, encoded: bytes, thumbnail: bytes, known: Canonical | IndexedItem) -> Picture:
     offset = spool.tell()
-    spool.write(encoded + thumbnail)
+    spool.write(encoded)
+    spool.write(thumbnail)
     return Picture(
         path=path,
         digest=known.digest,
@@ -214,6 +218,7 @@ def _in_order(sources: Iterable[Raw], settings: PackSettings) -> Generator[tuple
     """Decoded several at a time, given in the order of `sources`, without the bytes they came as."""
     waiting: deque[tuple[Raw, int, Future[Canonical | ImageError]]] = deque()
     waiting_bytes = 0
+    ahead = _WAITING_PICTURES * max(1, settings.decoders)
     with Decoders(
         settings.decoders,
         cpu_seconds=settings.decode_cpu_seconds,
@@ -226,7 +231,7 @@ def _in_order(sources: Iterable[Raw], settings: PackSettings) -> Generator[tuple
             size = len(raw.data)
             waiting.append((raw._replace(data=b""), size, decoders.submit(raw.data)))
             waiting_bytes += size
-            while len(waiting) > 8 * max(2, settings.decoders) or waiting_bytes > _WAITING_BYTES:
+            while len(waiting) > ahead or waiting_bytes > _WAITING_BYTES:
                 done, size, future = waiting.popleft()
                 waiting_bytes -= size
                 yield done, future.result()
@@ -276,9 +281,9 @@ def _write(
             ShardWriter(directory, class_names, task, shard_bytes=settings.shard_bytes) as writer,
             thumbnails.open("wb") as file,
         ):
+            spool.flush()
             for picture in pictures:
-                spool.seek(picture.offset)
-                both = spool.read(picture.length + picture.thumbnail_length)
+                both = os.pread(spool.fileno(), picture.length + picture.thumbnail_length, picture.offset)
                 data = both[: picture.length]
                 file.write(both[picture.length :])
                 labels = tuple(sorted(label_of[label] for label in picture.labels))

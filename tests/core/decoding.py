@@ -36,10 +36,8 @@ def picture(seed: int = 0, side: int = 24) -> bytes:
 
 
 def examined(data: bytes, **options: Any) -> Canonical | ImageError:
-    try:
-        return facts.examine(data, **{"short_side": 320, "pixel_limit": 50_000_000, **options})
-    except ImageError as error:
-        return error
+    (found,) = facts.examine([data], **{"short_side": 320, "pixel_limit": 50_000_000, **options})
+    return found
 
 
 def code(future: Future[Canonical | ImageError]) -> str:
@@ -77,12 +75,12 @@ def decoding(directory: Path, statements: str) -> tuple[str, ...]:
     script = directory / "decoder.py"
     script.write_text(f"""
 import hashlib, os, signal, threading, time
-from bpt_core import decoder, facts
-as_ever = facts.examine
-def examine(data, **options):
+from bpt_core import decoder, images
+as_ever = images.canonical_with_size
+def canonical(data, **options):
     {statements}
     return as_ever(data, **options)
-facts.examine = examine
+images.canonical_with_size = canonical
 next_frame = decoder._frame
 def frame(frames):
     assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
@@ -109,10 +107,15 @@ def saying(
     return ("/bin/sh", "-c", f'cat "$0"; {end}', str(said))
 
 
-SOUND = facts.examine(picture(), short_side=320, pixel_limit=50_000_000)
+_sound = examined(picture())
+assert isinstance(_sound, Canonical)
+SOUND = _sound
 
 
-def answer(changes: dict[str, Any] | bytes, *, encoded: bytes = SOUND.encoded, small: bytes = SOUND.thumbnail) -> bytes:
+def answer(
+    changes: dict[str, Any] | bytes, *, encoded: bytes = SOUND.encoded, small: bytes = SOUND.thumbnail, count: int = 1
+) -> bytes:
+    """To a frame of `count` files, each time the same."""
     if isinstance(changes, bytes):
         return changes
     head = {
@@ -123,5 +126,5 @@ def answer(changes: dict[str, Any] | bytes, *, encoded: bytes = SOUND.encoded, s
         "format": SOUND.format,
         "facts": SOUND.facts,
     }
-    text = json.dumps(changes if not changes or "code" in changes else {**head, **changes}).encode()
-    return struct.pack(">I", len(text)) + text + encoded + small
+    head = changes if not changes or "code" in changes else {**head, **changes}
+    return frame(json.dumps([head] * count).encode()) + (encoded + small) * count

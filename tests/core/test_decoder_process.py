@@ -66,7 +66,10 @@ def test_a_process_that_says_no_more_and_does_not_end_is_a_crash(
 
 ANSWERS: dict[str, bytes | dict[str, Any]] = {
     "no JSON": frame(b"{{{{"),
-    "no object": frame(b"[{}]"),
+    "no list": frame(b"{}"),
+    "no object": frame(b"[[]]"),
+    "for nobody": frame(b"[]"),
+    "for two": answer({"digest": SOUND.digest}, count=2),
     "deep": frame(b"[" * 60_000),
     "no text": frame(b"\xff" * 4),
     "long": struct.pack(">I", 1 << 31),
@@ -115,7 +118,7 @@ def test_an_answer_that_is_none_is_a_crash(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{"encoded": b"<svg/>"}, {"encoded": b"GIF89a"}, {"small": b"<svg/>"}])
-def test_files_that_are_no_pictures_are_not_taken_from_a_decoder(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_files_that_are_no_pictures_are_not_taken_from_a_decoder(files: dict[str, Any], tmp_path: Path) -> None:
     with Decoders(1, command=saying(tmp_path, answer({"digest": SOUND.digest}, **files))) as decoders:
         assert str(decoders.submit(b"x").result(LONG)) == "the decoder crashed on this picture"
 

@@ -160,7 +160,8 @@ def test_cpu_time_is_counted_for_each_picture(tmp_path: Path) -> None:
     with Decoders(1, cpu_seconds=0.2, command=decoding(tmp_path, burn)) as decoders:
         decoders.submit(picture()).result(LONG)
         (process,) = children()
-        assert all(isinstance(decoders.submit(picture(seed)).result(LONG), Canonical) for seed in range(3))
+        futures = [decoders.submit(picture(seed)) for seed in range(6)]  # five of them travel together
+        assert all(isinstance(future.result(LONG), Canonical) for future in futures)
         assert children() == [process]
         futures = [decoders.submit(b"burn"), decoders.submit(picture())]
         assert code(futures[0]) == "image_decode_limit"
@@ -210,30 +211,54 @@ def test_processes_start_when_they_are_needed_and_not_before() -> None:
         assert len(children()) == 1
 
 
-def test_pictures_are_sent_ahead_but_not_those_that_another_thread_is_about_to_take() -> None:
+def test_small_pictures_travel_together_but_not_those_that_another_thread_is_about_to_take() -> None:
     decoders = Decoders(2)
-    jobs = [_Job(b"", Future()) for _ in range(20)]
-    busy, idle = deque(jobs[:1]), deque[_Job]()
+    jobs = [_Job(b"", Future()) for _ in range(60)]
+    busy, idle = deque([jobs[:1]]), deque[list[_Job]]()
     decoders._taken += [busy, idle]
     decoders._jobs.extend(jobs[1:2])
     assert decoders._take(busy)
-    assert list(busy) == jobs[:1]
+    assert list(busy) == [jobs[:1]]
     decoders._jobs.extend(jobs[2:4])
     assert decoders._take(busy)
-    assert list(busy) == jobs[:3]
+    assert list(busy) == [jobs[:1], jobs[1:3]]
     decoders._jobs.extend(jobs[4:])
     assert decoders._take(busy)
-    assert list(busy) == jobs[:8]
-    assert list(decoders._jobs) == jobs[8:]
-
-
-def test_large_pictures_wait_for_whichever_process_is_free_first() -> None:
-    decoders = Decoders(1)
-    busy = deque([_Job(bytes(1 << 20), Future())])
-    decoders._taken.append(busy)
-    decoders._jobs.append(_Job(b"", Future()))
+    assert list(busy) == [jobs[:1], jobs[1:3]], "these are sent already"
+    busy.popleft()
     assert decoders._take(busy)
-    assert len(busy) == 1
+    assert list(busy) == [jobs[1:3], jobs[3:19]]
+    assert decoders._take(idle)
+    assert list(idle) == [jobs[19:35], jobs[35:51]]
+    assert list(decoders._jobs) == jobs[51:]
+
+
+def test_a_large_picture_travels_alone() -> None:
+    decoders = Decoders(1)
+    small, large = [_Job(b"", Future()) for _ in range(4)], _Job(bytes(1 << 20), Future())
+    taken = deque[list[_Job]]()
+    decoders._taken.append(taken)
+    decoders._jobs.extend([*small[:3], large, small[3]])
+    assert decoders._take(taken)
+    assert list(taken) == [small[:3], [large]]
+    assert list(decoders._jobs) == [small[3]]
+
+
+def test_of_several_that_travelled_together_only_the_one_at_fault_is_blamed(tmp_path: Path) -> None:
+    files = [picture(seed) for seed in range(30)]
+    files[7:7], files[20:20] = [b"crash"], [b"hang", b"<svg/>"]
+    command = decoding(
+        tmp_path,
+        "if data == b'crash': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    while data == b'hang': signal.raise_signal(signal.SIGPROF)",
+    )
+    with Decoders(1, command=command) as decoders:
+        futures = [decoders.submit(data) for data in files]
+        for data, future in zip(files, futures, strict=True):
+            if data in {b"crash", b"hang"}:
+                assert code(future) == {b"crash": "image_corrupt", b"hang": "image_decode_limit"}[data]
+            else:
+                assert same(future.result(LONG), examined(data))
 
 
 def test_as_many_processes_run_as_are_busy_but_not_more_than_may(tmp_path: Path) -> None:
@@ -294,8 +319,8 @@ def test_a_cancelled_picture_spoils_nothing() -> None:
 
 def test_a_decoder_ends_when_its_input_does() -> None:
     options = Options(1.0, 1 << 30, 320, 1_000, first_frame=False).to_frame()
-    half = struct.pack(">Q", len(options)) + options + struct.pack(">Q", 7) + b"half"
-    for frames in (half, half[: -len(b"half") - 3]):
+    half = struct.pack(">IQ", 1, len(options)) + options + struct.pack(">IQQ", 2, 2, 7) + b"ahhalf"
+    for frames in (half, half[: -len(b"ahhalf") - 3]):
         done = subprocess.run(COMMAND, input=frames, capture_output=True, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout == frame(done.stdout[4:])  # the greeting and no more
@@ -385,7 +410,7 @@ for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "MPO"):
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, kind, **({"exif": exif} if kind not in {"BMP", "GIF"} else {}))
     before = set(sys.modules)
-    facts.examine(out.getvalue(), short_side=20, pixel_limit=10_000, first_frame=True)
+    facts.examine([out.getvalue()], short_side=20, pixel_limit=10_000, first_frame=True)
     print(*(set(sys.modules) - before))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

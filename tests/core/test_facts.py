@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from bpt_core import facts, images, samples
 from bpt_core.errors import ImageError
-from bpt_core.pictures import Facts
+from bpt_core.pictures import Canonical, Facts
 
 
 def measured(image: Image.Image) -> Facts:
@@ -189,7 +190,8 @@ def test_examining_a_file_gives_all_that_is_kept_of_it(turned: bool) -> None:
     exif[0x0112] = 6 if turned else 1
     out = io.BytesIO()
     samples.draw(2, 2).resize((500, 400)).save(out, "JPEG", exif=exif)
-    found = facts.examine(out.getvalue(), short_side=100, pixel_limit=1_000_000)
+    (found,) = facts.examine([out.getvalue()], short_side=100, pixel_limit=1_000_000)
+    assert isinstance(found, Canonical)
     image = images.canonical(out.getvalue(), short_side=100)
     assert images.decode(found.encoded).tobytes() == image.tobytes()
     assert (found.digest, found.size, found.format) == (images.pixel_hash(image), image.size, "JPEG")
@@ -200,10 +202,30 @@ def test_examining_a_file_gives_all_that_is_kept_of_it(turned: bool) -> None:
 def test_examining_knows_the_limits_and_the_option_of_canonical() -> None:
     out = io.BytesIO()
     samples.draw(2, 2).save(out, "GIF")
-    with pytest.raises(ImageError, match="GIF"):
-        facts.examine(out.getvalue(), short_side=32, pixel_limit=10_000)
-    found = facts.examine(out.getvalue(), short_side=32, pixel_limit=10_000, first_frame=True)
+    options = [{"pixel_limit": 10_000}, {"pixel_limit": 10_000, "first_frame": True}]
+    options.append({"pixel_limit": 9_000, "first_frame": True})
+    refused, found, large = (facts.examine([out.getvalue()], short_side=32, **each)[0] for each in options)  # type: ignore[arg-type]
+    assert isinstance(refused, ImageError)
+    assert "GIF" in str(refused)
+    assert isinstance(found, Canonical)
     assert (found.size, found.format) == ((32, 32), "GIF")
-    with pytest.raises(ImageError) as caught:
-        facts.examine(out.getvalue(), short_side=32, pixel_limit=9_000, first_frame=True)
-    assert caught.value.code == "image_too_large"
+    assert isinstance(large, ImageError)
+    assert large.code == "image_too_large"
+
+
+def test_what_is_said_of_a_picture_does_not_depend_on_those_beside_it() -> None:
+    """To the last bit: a dataset must not depend on the order of its files."""
+    files = []
+    for number in range(40):
+        out = io.BytesIO()
+        side = (64, 64, 64, 90, 200)[number % 5]
+        texture(side, number).resize((side + number % 3, side)).save(out, "JPEG", quality=90)
+        files.append(out.getvalue())
+    files[11], files[12] = b"", files[13]
+    examine = partial(facts.examine, short_side=100, pixel_limit=1_000_000)
+    together = examine(files)
+    assert isinstance(together[11], ImageError)
+    for data, found in zip(files, together, strict=True):
+        (alone,) = examine([data])
+        assert found == alone or (data == b"" and isinstance(alone, ImageError))
+    assert examine(reversed(files))[::-1][:11] == together[:11]
