@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 28, 4
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -39,6 +39,11 @@ def end_with(parent: int, signal_number: int) -> None:
     # A parent that ended before the call above sends nothing any more.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def show_as(name: str) -> None:
+    """What `top` and `ps` (as comm) call this process; 15 letters are kept."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0))
 
 
 def stop(process: subprocess.Popen[bytes], *, signal_number: int = signal.SIGTERM, patience_seconds: float) -> int:

@@ -1,14 +1,15 @@
 """The child's end of the protocol between a supervisor and the process that does one job.
 
-The supervisor execs `python -m worker.<trainer|packer|predictor> JOB_FILE EVENTS_FD SUPERVISOR_PID`. The child reads
-the job file (JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
+Its arguments are JOB_FILE EVENTS_FD PARENT_PID; see worker/starter.py for how it starts. The child reads the job file
+(JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
 
     {"event": "epoch", "data": {...}, "checkpoint": "file"?}     something happened; the file is to be kept
     {"done": {...}}                                              the result; the child then exits 0
     {"failed": {"code", "detail", ...}}                          the input is at fault: trying again would not help
 
 Anything else, an exit without a last word included, is a crash. The child has no credentials, and it never
-outlives its supervisor: the kernel kills it (PR_SET_PDEATHSIG), and it exits when its standard input closes.
+outlives its supervisor: the kernel kills it (PR_SET_PDEATHSIG) with its parent, the starter, and that one with the
+supervisor; and it exits when its standard input closes.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Child:
 
     @classmethod
     def begin(cls) -> Child:
-        """Call first, before any slow import."""
-        job_file, events, supervisor = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-        end_with(supervisor, signal.SIGKILL)
+        """Call first."""
+        job_file, events, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+        end_with(parent, signal.SIGKILL)
         threading.Thread(target=_exit_when_input_closes, daemon=True).start()
         return cls(json.loads(job_file.read_text()), job_file.parent, events)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bpt_store.db import Database
 from bpt_store.objects import Objects
 from bpt_store.settings import Settings
+from worker.starter import Starter
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Worker:
     objects: Objects
     is_stopping: Callable[[], bool]
     name: str
+    starters: dict[str, Starter] = field(default_factory=dict)  # by the module that they start
 
     @classmethod
     def create(cls, settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Worker:

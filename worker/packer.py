@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bpt_core.annotations import Columns
+from bpt_core.confine import confine
+from bpt_core.errors import DatasetError
+from bpt_core.images import SHORT_SIDE
+from bpt_core.packing import Base, Changes, PackSettings, pack
+from bpt_core.placing import AUTO
 from worker.child import Child
-
-if TYPE_CHECKING:
-    from bpt_core.packing import PackSettings
 
 EVENT_SECONDS = 1.0  # at most one progress event in so long
 OPEN_FILES = 256
@@ -22,10 +25,6 @@ class CpuLimitReached(Exception):
 
 def main() -> None:
     child = Child.begin()
-    from bpt_core.confine import confine
-    from bpt_core.errors import DatasetError
-    from bpt_core.packing import Base, Changes, pack
-
     job = child.job
     signal.signal(signal.SIGXCPU, _stop)
     # Programs: the decoders, which confine themselves further.
@@ -64,11 +63,6 @@ def main() -> None:
 
 
 def _settings(job: dict[str, Any]) -> PackSettings:
-    from bpt_core.annotations import Columns
-    from bpt_core.images import SHORT_SIDE
-    from bpt_core.packing import PackSettings
-    from bpt_core.placing import AUTO
-
     options = job["options"]
     return PackSettings(
         task=options.get("task", AUTO),

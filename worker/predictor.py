@@ -1,4 +1,4 @@
-"""`python -m worker.predictor`: the process that touches torch. One batch prediction, then it ends."""
+"""The process that touches torch. One batch prediction, then it ends. See worker/starter.py for how it starts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import os
 from itertools import islice
 from pathlib import Path
 
+import torch
+
+from bpt_core import artifact
+from bpt_core.backbones import load_backbone
+from bpt_core.batch import Batch
+from bpt_core.dataset import PackedDataset, Split
+from bpt_core.errors import BptError
+from bpt_core.predict import Predictor
+from bpt_core.results import write_results, write_rows
 from worker.child import Child
 
 
 def main() -> None:
     child = Child.begin()
-    # Only now: importing torch takes seconds, and the child must be tied to its supervisor before that.
-    import torch
-
-    from bpt_core import artifact
-    from bpt_core.backbones import load_backbone
-    from bpt_core.batch import Batch
-    from bpt_core.dataset import PackedDataset, Split
-    from bpt_core.errors import BptError
-    from bpt_core.predict import Predictor
-    from bpt_core.results import write_results, write_rows
-
     job, directory = child.job, child.directory
     device = child.torch_device()
     split = Split(job["split"]) if job["split"] else None
@@ -63,7 +61,3 @@ def main() -> None:
             "errors": results.errors,
         }
     )
-
-
-if __name__ == "__main__":
-    main()

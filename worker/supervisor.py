@@ -7,8 +7,6 @@ import logging
 import os
 import selectors
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,21 +17,19 @@ from typing import Any, Protocol
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from bpt_store import ids, jobs, logs, processes
+from bpt_store import ids, jobs, logs
 from bpt_store.errors import LeaseLost, LimitReached
 from bpt_store.jobs import Fence
 from bpt_store.models import Job, JobKind
 from worker.context import Worker
 from worker.lease import Lease
 from worker.refused import Refused
+from worker.starter import Started, Starter, StarterLost
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1  # how often the lease and a wish to stop are looked at
 LOG_TAIL_BYTES = 4000
-# A child gets what it needs to compute and nothing that opens a door.
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
-PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "HF_", "TORCH_")
 
 
 class Kind(Protocol):
@@ -117,7 +113,7 @@ def _conclude(attempt: _Attempt) -> None:
         _write(attempt, lambda session: jobs.give_back(session, attempt.fence, "the worker was stopped"))
     except Refused as refused:
         _fail(attempt, {"code": refused.code, "detail": str(refused)})
-    except _Crashed as crash:
+    except (_Crashed, StarterLost, TimeoutError) as crash:
         _crash(attempt, attempt.kind.crash_code, str(crash))
     except Exception as error:
         # Ours or the surroundings' fault (storage away, disk full, a bug): another attempt may go better.
@@ -135,7 +131,7 @@ def _run(attempt: _Attempt) -> None:
                 _record(attempt, message)
             else:
                 last_word = message
-        status = process.wait()
+        status = process.wait(attempt.worker.settings.stop_patience_seconds)
     if "failed" in last_word:
         _fail(attempt, last_word["failed"])
     elif "done" in last_word and status == 0:
@@ -151,27 +147,21 @@ def _run(attempt: _Attempt) -> None:
 
 
 @contextmanager
-def _child(attempt: _Attempt, job_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[dict[str, Any]]]]:
+def _child(attempt: _Attempt, job_file: Path) -> Iterator[tuple[Started, Iterator[dict[str, Any]]]]:
+    starter = attempt.worker.starters.setdefault(attempt.kind.child, Starter(attempt.kind.child))
     read_end, write_end = os.pipe()
-    arguments = [sys.executable, "-m", attempt.kind.child, str(job_file), str(write_end), str(os.getpid())]
-    with (attempt.directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=[write_end],
-            env=_environment(),
-            start_new_session=True,
-        )
-    os.close(write_end)
     try:
-        yield process, _messages(attempt, read_end)
+        try:
+            with (attempt.directory / "log").open("wb") as log:
+                process = starter.start(job_file, log=log, events=write_end)
+        finally:
+            os.close(write_end)
+        try:
+            yield process, _messages(attempt, read_end)
+        finally:
+            process.stop(attempt.worker.settings.stop_patience_seconds)
     finally:
         os.close(read_end)
-        processes.stop(process, patience_seconds=attempt.worker.settings.stop_patience_seconds)
-        if process.stdin is not None:
-            process.stdin.close()
 
 
 def _messages(attempt: _Attempt, read_end: int) -> Iterator[dict[str, Any]]:
@@ -263,12 +253,6 @@ def _directory(worker: Worker, job: Job) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _environment() -> dict[str, str]:
-    return {
-        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
-    }
 
 
 def _log_tail(directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""`python -m worker.trainer`: the process that touches torch. One tuning job, then it ends."""
+"""The process that touches torch. One tuning job, then it ends. See worker/starter.py for how it starts."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch._dynamo  # else the first optimizer of each job would import it, in a second or two
+
+from bpt_core import artifact
+from bpt_core.backbones import load_backbone
+from bpt_core.compute import Compute, Precision
+from bpt_core.dataset import PackedDataset, Split
+from bpt_core.errors import BptError, DatasetError
+from bpt_core.evaluate import Evaluation
+from bpt_core.items import Items
+from bpt_core.recipe import Recipe
+from bpt_core.sweep import Search
+from bpt_core.train import Epoch
+from bpt_core.tuning import Tuned, tune
 from worker.child import Child
-
-if TYPE_CHECKING:
-    from bpt_core.dataset import PackedDataset
-    from bpt_core.evaluate import Evaluation
-    from bpt_core.tuning import Tuned
 
 CONFUSION_CLASSES = 100
 
 
 def main() -> None:
     child = Child.begin()
-    # Only now: importing torch takes seconds, and the child must be tied to its supervisor before that.
-    import torch
-
-    from bpt_core import artifact
-    from bpt_core.backbones import load_backbone
-    from bpt_core.compute import Compute, Precision
-    from bpt_core.dataset import PackedDataset
-    from bpt_core.errors import BptError
-    from bpt_core.recipe import Recipe
-    from bpt_core.sweep import Search
-    from bpt_core.train import Epoch
-    from bpt_core.tuning import tune
-
     job = child.job
     device = child.torch_device()
 
@@ -91,10 +87,6 @@ def _report(tuned: Tuned, dataset: PackedDataset, index: Path | None) -> tuple[d
 
     An index that cannot be used costs the ids, not the job.
     """
-    from bpt_core.dataset import Split
-    from bpt_core.errors import DatasetError
-    from bpt_core.items import Items
-
     failure = tuned.report_failure
     ids: dict[str, list[str]] = {}
     if index is not None:
@@ -139,7 +131,3 @@ def _write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-
-
-if __name__ == "__main__":
-    main()

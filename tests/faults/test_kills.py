@@ -33,7 +33,8 @@ def dataset(customer: Customer) -> dict[str, Any]:
 
 
 def trainer(service: Service) -> psutil.Process:
-    found = eventually(lambda: service.processes("worker.trainer") or None, what="a trainer")
+    """The process of a job, not the one that has started it."""
+    found = eventually(lambda: service.processes("worker.trainer")[1:] or None, what="a trainer")
     return found[0]
 
 

@@ -32,7 +32,8 @@ def album(service: Service) -> tuple[Customer, dict[str, Any]]:
 
 
 def predictor(service: Service) -> psutil.Process:
-    found = eventually(lambda: service.processes("worker.predictor") or None, what="a predictor")
+    """The process of a job, not the one that has started it."""
+    found = eventually(lambda: service.processes("worker.predictor")[1:] or None, what="a predictor")
     return found[0]
 
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from bpt_store.settings import Settings
-from worker import supervisor
 
 
 def environment_with(settings: Settings) -> dict[str, str]:
@@ -44,17 +43,7 @@ def test_the_api_in_its_own_role_does_not_load_torch(settings: Settings) -> None
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
-def test_a_child_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BPT_DATABASE_URL", "BPT_REDIS_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
-        monkeypatch.setenv(name, "canary")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    passed_on = supervisor._environment()
-    assert "canary" not in passed_on.values()
-    assert passed_on["OMP_NUM_THREADS"] == "1"
-    assert "PATH" in passed_on
-
-
 def test_a_child_whose_supervisor_is_gone_already_does_not_begin() -> None:
-    arguments = [sys.executable, "-m", "worker.trainer", "/nowhere/job.json", "1", "999999999"]
+    arguments = [sys.executable, "-m", "worker.packer", "/nowhere/job.json", "1", "999999999"]
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, b"")
