@@ -22,6 +22,8 @@ app = typer.Typer(
     help="Bilinear prompt tuning as a service: run it, and use it.",
 )
 app.command()(server.up)
+app.command()(server.backup)
+app.command()(server.restore)
 app.add_typer(server.admin, name="admin")
 app.add_typer(customers.customers, name="customers")
 app.add_typer(customers.keys, name="keys")

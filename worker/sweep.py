@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from bpt_store import jobs, logs, uploads
+from bpt_store.backup_files import LOCK as BACKUP_LOCK
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import load_settings
@@ -40,6 +41,10 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
 
 def _delete_doomed(worker: Worker) -> None:
     with worker.database.system() as session:
+        # A backup copies what the rows of its snapshot refer to, also what has been given up since; until it has
+        # ended, doomed objects stay and their rows with them.
+        if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext(BACKUP_LOCK)))):
+            return
         doomed = session.scalars(
             select(DoomedObject).order_by(DoomedObject.id).limit(DOOMED_PER_ROUND).with_for_update(skip_locked=True)
         ).all()

