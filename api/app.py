@@ -22,6 +22,7 @@ from api.routes import (
     aliases,
     batch_predictions,
     catalog,
+    checkpoints,
     customers,
     dataset_items,
     dataset_versions,
@@ -41,7 +42,7 @@ from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
     *(customers, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, prompt_sets, aliases, batch_predictions),
+    *(tuning_jobs, checkpoints, prompt_sets, aliases, batch_predictions),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20
@@ -51,6 +52,8 @@ DESCRIPTION = """
 One frozen Vision Transformer, a small prompt set per customer: upload a dataset, tune, predict.
 
 Errors are RFC 9457 problem documents with a stable `code`. Every reply carries `X-Request-Id`.
+
+A POST with an `Idempotency-Key` may be sent again after a connection broke: it is done once, and answered the same.
 """
 
 

@@ -11,12 +11,14 @@ from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.idempotency import OnceDep
 from api.indexes import Indexes
 from api.problems import Problem
 from bpt_store import customers
 from bpt_store.customers import Identity, Scope
 from bpt_store.db import Database
 from bpt_store.errors import Unauthenticated
+from bpt_store.idempotency import Sender
 from bpt_store.models import JobKind
 from bpt_store.objects import Objects
 from bpt_store.queue import Doorbell
@@ -45,9 +47,10 @@ def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-def _identity(
-    services: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Identity:
+CredentialsDep = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def _identity(services: ServicesDep, credentials: CredentialsDep) -> Identity:
     if credentials is None:
         raise Unauthenticated("an API key is needed: Authorization: Bearer bpt_...")
     with services.database.system() as session:
@@ -75,26 +78,40 @@ def customer_session(scope: Scope) -> Callable[..., Iterator[Session]]:
     """A dependency: one transaction for the caller's customer, committed before the reply leaves."""
 
     def open_session(
-        services: ServicesDep, identity: Annotated[Identity, Depends(require(scope))]
+        services: ServicesDep, identity: Annotated[Identity, Depends(require(scope))], once: OnceDep
     ) -> Iterator[Session]:
-        with services.database.customer(customer_of(identity)) as session:
+        customer_id = customer_of(identity)
+        with services.database.customer(customer_id) as session:
+            if once is not None:
+                once.begin(session, Sender.customer(customer_id))
             yield session
-        for kind in session.info.get(_RING, ()):
-            services.doorbell.ring(kind)
+        ring(services, session)
 
     return open_session
 
 
 def admin_session(
-    services: ServicesDep, _identity: Annotated[Identity, Depends(require(Scope.ADMIN))]
+    services: ServicesDep,
+    identity: Annotated[Identity, Depends(require(Scope.ADMIN))],
+    credentials: CredentialsDep,
+    once: OnceDep,
 ) -> Iterator[Session]:
     """One transaction that sees all customers."""
     with services.database.system() as session:
+        if once is not None:
+            assert credentials is not None
+            once.begin(session, Sender.administrator(identity.key_id, credentials.credentials))
         yield session
 
 
 def ring_after_commit(session: Session, kind: JobKind) -> None:
     session.info.setdefault(_RING, set()).add(kind)
+
+
+def ring(services: Services, session: Session) -> None:
+    """After the commit, for what was asked for in it."""
+    for kind in session.info.get(_RING, ()):
+        services.doorbell.ring(kind)
 
 
 AdminSession = Annotated[Session, Depends(admin_session, scope="function")]

@@ -9,14 +9,15 @@ from sqlalchemy.orm import Session
 
 from api import schemas
 from api.problems import Problem
-from bpt_core import catalog
+from bpt_core import catalog, continuing
 from bpt_core.catalog import BackboneSpec
 from bpt_core.cost import tuning_flops
 from bpt_core.errors import InvalidSetting
+from bpt_core.headers import describe
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe, default_recipe, parameter_count
 from bpt_core.sweep import Search
-from bpt_store import datasets, jobs, models
+from bpt_store import datasets, jobs, models, prompt_sets
 from bpt_store.settings import Settings
 
 
@@ -30,6 +31,8 @@ class Plan:
     parameters: int
     flops: float
     estimated_seconds: float
+    budget: dict[str, Any] | None
+    continue_from: dict[str, Any] | None
 
     def payload(self, prompt_set: str) -> dict[str, Any]:
         return {
@@ -40,20 +43,29 @@ class Plan:
             "parameters": self.parameters,
             "flops": self.flops,
             "estimated_seconds": self.estimated_seconds,
+            "budget": self.budget,
+            "continue_from": self.continue_from,
         }
 
 
 def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session: Session, settings: Settings) -> Plan:
     """What a request asks for, with defaults filled in.
 
-    Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`.
+    Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`, and for a version to begin with NotFound,
+    Damaged, ArtifactError, and `continue_mismatch`.
     """
-    spec = catalog.find(body.backbone or catalog.DEFAULT_BACKBONE)
+    begun = _begun(body, session) if body.continue_from is not None else None
+    spec = catalog.find(body.backbone or (begun.backbone if begun else catalog.DEFAULT_BACKBONE))
     if spec.non_commercial and not settings.allow_noncommercial:
         raise Problem("backbone_noncommercial", f"{spec.name} is under {spec.licence}; this service has not allowed it")
-    given = {**body.method.model_dump(exclude_none=True), **body.hyperparameters.model_dump(exclude_none=True)}
+    given = {
+        **body.method.model_dump(exclude_none=True, exclude_unset=begun is not None),
+        **body.hyperparameters.model_dump(exclude_none=True),
+    }
     auto = tuple(sorted("method" if name == "type" else name for name, value in given.items() if value == schemas.AUTO))
     fixed = {name: value for name, value in given.items() if value != schemas.AUTO}
+    if begun is not None:
+        fixed = begun.settle(spec, fixed, auto)
     method = Method(fixed.pop("type", Method.BPT_BILINEAR))
     recipe = default_recipe(spec, method, **fixed, seed=body.seed)
     search = _search(auto, body.trials)
@@ -69,7 +81,51 @@ def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session:
         parameters=parameter_count(recipe, spec),
         flops=flops,
         estimated_seconds=flops / rate,
+        budget=body.budget.model_dump() if body.budget else None,
+        continue_from=begun.lineage(dataset) if begun else None,
     )
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The version that tuning is to begin with; `header` is what its artifact says of itself."""
+
+    prompt_set: str
+    row: models.PromptSetVersion
+    header: dict[str, Any]
+
+    @property
+    def backbone(self) -> str:
+        return str(self.header["backbone"])
+
+    def settle(self, spec: BackboneSpec, fixed: dict[str, Any], auto: tuple[str, ...]) -> dict[str, Any]:
+        """Settings of the request with those of the version. InvalidSetting, Problem `continue_mismatch`.
+
+        Whether the weights are the same, the trainer sees: nothing else has them.
+        """
+        if spec.name != self.backbone:
+            raise Problem(continuing.MISMATCH, f"the version is for the backbone {self.backbone}, not {spec.name}")
+        if "start" in fixed:
+            raise Problem(continuing.MISMATCH, f"start is {self.prompt_set}:{self.row.version}, not {fixed['start']}")
+        asked = {("method" if name == "type" else name): value for name, value in fixed.items()}
+        own = continuing.settings_of(self.header["method"], self.header["pooling"])
+        continuing.check(own, asked, auto)
+        return {**fixed, "type": own.pop("method"), **own}
+
+    def lineage(self, dataset: models.DatasetVersion) -> dict[str, Any]:
+        same = (self.header["class_names"], self.header["task"]) == (list(dataset.class_names), dataset.task)
+        return {
+            "prompt_set": self.prompt_set,
+            "version": self.row.version,
+            "artifact_sha256": self.row.artifact_sha256,
+            "head": "carried" if same else "new",
+        }
+
+
+def _begun(body: schemas.TuningJobCreate, session: Session) -> _Begun:
+    assert body.continue_from is not None
+    prompt_set, row = prompt_sets.resolve(session, body.continue_from)
+    return _Begun(prompt_set.name, row, describe(prompt_sets.artifact(session, row)))
 
 
 def _search(auto: tuple[str, ...], trials: int | None) -> Search | None:

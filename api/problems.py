@@ -7,8 +7,9 @@ Below /v2 an error looks as the Open Inference Protocol has it: `{"error": "..."
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -44,6 +45,10 @@ STATUS: dict[str, int] = {
     "dataset_not_indexed": 409,
     "dataset_not_ready": 409,
     "dataset_unlabelled": 409,
+    "idempotency_in_progress": 409,
+    "job_cancelling": 409,
+    "job_pausing": 409,
+    "job_succeeded": 409,
     "job_terminal": 409,
     "job_unfinished": 409,
     "name_taken": 409,
@@ -61,7 +66,9 @@ STATUS: dict[str, int] = {
     "backbone_unknown": 422,
     "body_unreadable": 422,
     "checksum_mismatch": 422,
+    "continue_mismatch": 422,
     "dataset_empty": 422,
+    "idempotency_key_reused": 422,
     "image_animated": 422,
     "image_corrupt": 422,
     "image_decode_limit": 422,
@@ -140,6 +147,17 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
         entry["content"][MEDIA_TYPE]["examples"][code] = {
             "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."}
         }
+    return found
+
+
+def also(known: Mapping[int | str, dict[str, Any]], *codes: str) -> dict[int | str, dict[str, Any]]:
+    """What `responses` gave, or part of it, with more codes."""
+    found = copy.deepcopy(dict(known))
+    for status, entry in responses(*codes).items():
+        if status in found:
+            found[status]["content"][MEDIA_TYPE]["examples"] |= entry["content"][MEDIA_TYPE]["examples"]
+        else:
+            found[status] = entry
     return found
 
 

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Response
 from obstore.exceptions import BaseError as ObjectStoreError
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api.deps import Services, ServicesDep, customer_of, require
+from api.deps import Services, ServicesDep, customer_of, require, ring
+from api.idempotency import Once, Replay, response_of
 from api.problems import Problem
 from bpt_store.customers import Identity, Scope
+from bpt_store.idempotency import Reply, Sender
 
 BLOCK_BYTES = 1 << 20
 JSON = "application/json"
@@ -168,18 +171,40 @@ class Body:
 
 
 @dataclass(frozen=True)
+class Answer:
+    content: BaseModel
+    location: str | None = None
+    status: int = 201
+
+
+@dataclass(frozen=True)
 class Receiver:
     """One customer's side of the service, for routes that are busy with a body between their transactions."""
 
     services: Services
     customer_id: UUID
+    once: Once | None = None
 
     async def transaction(self, action: Callable[[Session], Result]) -> Result:
         def run() -> Result:
             with self.services.database.customer(self.customer_id) as session:
-                return action(session)
+                result = action(session)
+            ring(self.services, session)
+            return result
 
         return await run_in_threadpool(run)
+
+    async def conclude(self, body_sha256: str, action: Callable[[Session], Answer]) -> Response:
+        """The last transaction of a POST: what it answers is made in it, and kept in it under the request's key."""
+
+        def run(session: Session) -> Reply:
+            answer = action(session)
+            reply = Reply(answer.status, answer.content.model_dump_json(by_alias=True).encode(), answer.location)
+            if self.once is not None:
+                self.once.keep(session, bytes.fromhex(body_sha256), reply)
+            return reply
+
+        return response_of(await self.transaction(run))
 
     async def store(self, key: str, body: Body) -> None:
         """Problem `insufficient_storage`, and those of the body; then no object is there."""
@@ -189,8 +214,38 @@ class Receiver:
             raise Problem("insufficient_storage", f"the bytes could not be stored: {error}") from error
 
 
-def _receiver(services: ServicesDep, identity: Annotated[Identity, Depends(require(Scope.DATASETS_WRITE))]) -> Receiver:
-    return Receiver(services, customer_of(identity))
+async def _receiver(
+    request: Request, services: ServicesDep, identity: Annotated[Identity, Depends(require(Scope.DATASETS_WRITE))]
+) -> AsyncIterator[Receiver]:
+    """Raises Replay for what was answered before. Conflict `idempotency_in_progress` before a body is read."""
+    once, customer_id = Once.of(request), customer_of(identity)
+    receiver = Receiver(services, customer_id, once)
+    if once is None:
+        yield receiver
+        return
+    async with once.held(services.database.long_locks, Sender.customer(customer_id)):
+        record = await receiver.transaction(once.find)
+        if record is not None:
+            raise Replay(once.reply_of(record, await _sha256_of(request, services)))
+        yield receiver
 
 
-ReceiverDep = Annotated[Receiver, Depends(_receiver)]
+async def _sha256_of(request: Request, services: Services) -> bytes:
+    """Of the body. What says itself which it is need not be sent again; anything else is read to its end."""
+    headers = request.headers
+    announced = _announced(headers.get("content-type", ""), None, headers.get("content-digest"))
+    sha256 = announced.sha256() if announced.media_type != JSON else None
+    if sha256 is not None:
+        return sha256
+    settings = services.settings
+    body = Body(request, limit_bytes=settings.upload_limit_bytes, stall_seconds=settings.upload_stall_seconds)
+    await body.discard()
+    return bytes.fromhex(body.sha256)
+
+
+async def sha256_of_json(request: Request) -> str:
+    """Hexadecimal, of a body that FastAPI has read."""
+    return hashlib.sha256(await request.body()).hexdigest()
+
+
+ReceiverDep = Annotated[Receiver, Depends(_receiver, scope="function")]

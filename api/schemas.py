@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from api import estimates
 from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
-from bpt_store import ids, models
+from bpt_store import ids, models, scheduling
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
+from bpt_store.scheduling import Priority, Reason
 
 Item = TypeVar("Item")
 
@@ -63,10 +66,11 @@ class Trouble(BaseModel):
 
     code: str
     detail: str
+    log: list[str] = Field([], description="the last lines of what the process that worked on it said, as far as known")
 
     @classmethod
     def of(cls, error: Mapping[str, Any] | None) -> Self | None:
-        return cls(code=error["code"], detail=error["detail"]) if error else None
+        return cls(code=error["code"], detail=error["detail"], log=error.get("log", [])) if error else None
 
 
 # --- customers and keys ---
@@ -276,6 +280,18 @@ class Hyperparameters(Request):
     ema: bool | None = Field(None, description="evaluate and publish a moving average of what is trained")
 
 
+class Budget(Request):
+    """What a tuning job may take."""
+
+    max_minutes: float = Field(
+        gt=0,
+        le=43_200,
+        allow_inf_nan=False,
+        description="minutes of running, summed over attempts; waiting and pauses do not count",
+        examples=[60],
+    )
+
+
 class TuningJobCreate(Request):
     model_config = ConfigDict(
         extra="forbid",
@@ -298,8 +314,28 @@ class TuningJobCreate(Request):
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int = Field(0, ge=0, lt=2**63)
     trials: int | None = Field(None, description='trials for what is "auto"; absent: 8')
+    continue_from: str | None = Field(
+        None,
+        max_length=200,
+        description="a version to begin with, as it is now: `name:3`, `name@alias` or `name`; method and backbone are "
+        "its own, the head is where the classes are the same",
+        examples=["birds@production"],
+    )
+    budget: Budget | None = Field(
+        None, description="training stops after the epoch that goes over it, and the best so far is published"
+    )
+    priority: Priority = Field(Priority.NORMAL, description="among your own jobs that wait")
     dry_run: bool = Field(False, description="only say what the job would be, and what it would cost")
     metadata: Metadata = {}
+
+
+class ContinuedFrom(BaseModel):
+    """The version that tuning begins with, resolved when the job was created."""
+
+    prompt_set: str
+    version: int
+    artifact_sha256: str
+    head: Literal["carried", "new"] = Field(description="carried where class names and task are the same")
 
 
 class TuningPlan(BaseModel):
@@ -311,7 +347,11 @@ class TuningPlan(BaseModel):
     seed: int
     trials: int = Field(description='1 where nothing is "auto"')
     parameters: int = Field(description="trained parameters without the head, as the paper counts")
-    estimated_seconds: float = Field(description="from the speed of earlier jobs, or of the machine as configured")
+    estimated_seconds: float = Field(
+        description="of all epochs, from the speed of earlier jobs, or of the machine as configured"
+    )
+    budget: Budget | None
+    continue_from: ContinuedFrom | None
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Self:
@@ -324,12 +364,27 @@ class TuningPlan(BaseModel):
             trials=(payload.get("search") or {}).get("trials", 1),
             parameters=payload["parameters"],
             estimated_seconds=payload["estimated_seconds"],
+            budget=payload["budget"],
+            continue_from=payload["continue_from"],
         )
+
+
+class Waiting(BaseModel):
+    """Where a job stands that waits, as of now; who comes later may yet come before it."""
+
+    reason: Reason = Field(
+        description="backoff: it crashed and is tried again after a pause; running_limit: as many of yours run as may; "
+        "behind_others; workers_busy: it is the next one; no_worker: it is the next one, and nobody works on its kind"
+    )
+    ahead: int = Field(description="jobs that are likely to be taken up before it, of all customers")
+    start_in_seconds: float | None = Field(description="null where nothing has been measured yet")
 
 
 class TuningJob(BaseModel):
     id: str
     state: models.JobState
+    priority: Priority
+    waiting: Waiting | None = Field(description="of a job that waits, where one job is asked for")
     dataset: str
     dataset_version: int | None
     prompt_set: str
@@ -340,24 +395,31 @@ class TuningJob(BaseModel):
     trials: int = Field(description='1 where nothing is "auto"')
     parameters: int = Field(description="trained parameters without the head, as the paper counts")
     estimated_seconds: float | None
+    budget: Budget | None
+    continue_from: ContinuedFrom | None
     attempt: int
     failures: int
+    worked_seconds: float = Field(description="of running, in all attempts that have ended")
     progress: dict[str, Any] | None
+    stopped_by: Literal["budget"] | None = Field(description="what ended training before the last epoch")
     result: dict[str, Any] | None
     error: Trouble | None
     metadata: dict[str, str]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    estimated_finish_at: datetime | None = Field(description="from the epochs so far; before them from the plan")
 
     @classmethod
-    def of(cls, row: models.Job) -> Self:
+    def of(cls, row: models.Job, waiting: scheduling.Waiting | None = None) -> Self:
         search = row.payload.get("search")
         method, hyperparameters, seed = split_recipe(row.payload["recipe"], search)
         assert row.dataset_id is not None
         return cls(
             id=ids.public(ids.JOB, row.id),
             state=row.state,
+            priority=Priority.of(row.priority),
+            waiting=Waiting(**asdict(waiting)) if waiting else None,
             dataset=ids.public(ids.DATASET, row.dataset_id),
             dataset_version=row.dataset_version,
             prompt_set=row.payload["prompt_set"],
@@ -368,15 +430,20 @@ class TuningJob(BaseModel):
             trials=search["trials"] if search else 1,
             parameters=row.payload["parameters"],
             estimated_seconds=row.payload.get("estimated_seconds"),
+            budget=row.payload.get("budget"),
+            continue_from=row.payload.get("continue_from"),
             attempt=row.attempt,
             failures=row.failures,
+            worked_seconds=row.worked_seconds,
             progress=row.progress,
+            stopped_by=(row.result or {}).get("stopped_by"),
             result=row.result,
             error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
+            estimated_finish_at=estimates.finish_at(row, waiting),
         )
 
 
@@ -390,6 +457,36 @@ class JobEvent(BaseModel):
     @classmethod
     def of(cls, row: models.JobEvent) -> Self:
         return cls(number=row.number, attempt=row.attempt, type=row.type, data=row.data, created_at=row.created_at)
+
+
+class Checkpoint(BaseModel):
+    """The prompt set that an epoch left; it can be published. It was not tested, and it is not calibrated."""
+
+    job: str
+    epoch: int
+    attempt: int
+    score: float = Field(description="on the validation split: what the best epoch is chosen by")
+    val: dict[str, Any]
+    artifact_sha256: str
+    artifact_bytes: int
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: models.JobCheckpoint) -> Self:
+        return cls(
+            job=ids.public(ids.JOB, row.job_id),
+            epoch=row.epoch,
+            attempt=row.attempt,
+            score=row.score,
+            val=row.val,
+            artifact_sha256=row.sha256,
+            artifact_bytes=row.bytes,
+            created_at=row.created_at,
+        )
+
+
+class CheckpointPublish(Request):
+    prompt_set: PromptSetName | None = Field(None, description="gets the new version; absent: the job's own")
 
 
 # --- prompt sets ---
@@ -429,7 +526,9 @@ class PromptSetVersion(BaseModel):
     parameters: int
     metrics: dict[str, Any]
     job: str | None
+    job_epoch: int | None = Field(description="the epoch whose checkpoint was published; null: the end of the job")
     dataset: str | None
+    continued_from: ContinuedFrom | None
     archived_at: datetime | None
     created_at: datetime
 
@@ -450,7 +549,9 @@ class PromptSetVersion(BaseModel):
             parameters=row.parameters,
             metrics=row.metrics,
             job=ids.public(ids.JOB, row.job_id) if row.job_id else None,
+            job_epoch=row.job_epoch,
             dataset=ids.public(ids.DATASET, row.dataset_id) if row.dataset_id else None,
+            continued_from=row.continued_from,
             archived_at=row.archived_at,
             created_at=row.created_at,
         )

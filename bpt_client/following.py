@@ -36,6 +36,7 @@ def follow(transport: Transport, path: str, after: int, patience_seconds: float)
     `patience_seconds`.
     """
     lost_at: float | None = None
+    has_ended = False
     pause, longest = _RECONNECT_SECONDS
     while True:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Last-Event-ID": str(after)}
@@ -48,8 +49,7 @@ def follow(transport: Transport, path: str, after: int, patience_seconds: float)
                         continue
                     after, pause = event.number, _RECONNECT_SECONDS[0]
                     yield event
-                    if event.is_last:
-                        return
+                    has_ended = event.is_last
         except (ConnectionFailed, ServerError, TooManyRequests) as error:
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
@@ -58,6 +58,9 @@ def follow(transport: Transport, path: str, after: int, patience_seconds: float)
             wished = 0.0 if isinstance(error, ConnectionFailed) else error.retry_after_seconds or 0.0
             time.sleep(min(max(pause, wished), patience_seconds))
         else:
+            # The service closes the stream behind the end; of a job that was tried again there is more behind it.
+            if has_ended:
+                return
             # A stream may end early without an error, say when the service is restarted in order.
             time.sleep(pause)
         pause = min(2 * pause, longest)

@@ -24,10 +24,14 @@ TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a dataset, a job or one image of a prediction failed; `code` is stable."""
+    """Why a dataset, a job or one image of a prediction failed; `code` is stable.
+
+    `log` is what the process that worked on a job said last, line by line, as far as known.
+    """
 
     code: str
     detail: str
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,8 +208,42 @@ class TuningResult:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Minutes of running, summed over attempts."""
+
+    max_minutes: float
+
+
+@dataclass(frozen=True)
+class ContinuedFrom:
+    """The version that tuning began with; `head` is "carried" where the classes are the same, else "new"."""
+
+    prompt_set: str
+    version: int
+    artifact_sha256: str = ""
+    head: str = "new"
+
+    def __str__(self) -> str:
+        return f"{self.prompt_set}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The prompt set that an epoch of a tuning job left; `score` is what the best epoch is chosen by."""
+
+    job: str
+    epoch: int
+    score: float
+    val: Evaluation
+    artifact_sha256: str
+    artifact_bytes: int
+    created_at: datetime
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
 class TuningPlan:
-    """What a tuning job would be, and what it would cost."""
+    """What a tuning job would be, and what all its epochs would cost."""
 
     backbone: str
     method: MethodSettings
@@ -214,13 +252,25 @@ class TuningPlan:
     trials: int
     parameters: int
     estimated_seconds: float
+    budget: Budget | None = None
+    continue_from: ContinuedFrom | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job waits, how many are likely to be taken up before it, and for how long, if that can be told."""
+
+    reason: str
+    ahead: int = 0
+    start_in_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class TuningJob:
     """`attempt` counts how often a worker took the job, `failures` how many of those attempts crashed.
 
-    `parameters` are the trained ones without the head. `dataset` is an id, `prompt_set` a name.
+    `parameters` are the trained ones without the head. `dataset` is an id, `prompt_set` a name. `worked_seconds` is
+    what attempts took that have ended. `stopped_by` is "budget" where that ended training before the last epoch.
     """
 
     id: str
@@ -235,14 +285,21 @@ class TuningJob:
     trials: int = 1
     parameters: int = 0
     estimated_seconds: float | None = None
+    budget: Budget | None = None
+    continue_from: ContinuedFrom | None = None
     attempt: int = 0
     failures: int = 0
+    worked_seconds: float = 0.0
     progress: Progress | None = None
+    stopped_by: str | None = None
     result: TuningResult | None = None
     error: Problem | None = None
     metadata: Json = field(default_factory=dict)
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    priority: str = "normal"
+    waiting: Waiting | None = None
+    estimated_finish_at: datetime | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -261,9 +318,10 @@ class BatchProgress:
 class JobEvent:
     """`number` runs 1, 2, 3, ... over all attempts. `type` says what `data` holds:
 
-    state     {"state", "reason"?, "error"?}
+    state     {"state", "reason"?, "from"?, "error"?}; `from` is the state from which a customer let it wait again
     started   {"device", "resumed"}: this attempt has loaded all it needs, and goes on from a checkpoint or not
     epoch     the fields of Progress
+    checkpoint_lost  {"epoch", "reason"}: a checkpoint to go on from was missing or damaged; the job goes on without it
     progress  the fields of BatchProgress
     """
 
@@ -313,7 +371,10 @@ class VersionMetrics:
 
 @dataclass(frozen=True)
 class PromptSetVersion:
-    """Immutable. `job` and `dataset` are ids; what they name may be deleted since."""
+    """Immutable. `job` and `dataset` are ids; what they name may be deleted since.
+
+    `job_epoch` is set where a checkpoint of the job was published, and not what came out at its end.
+    """
 
     prompt_set: str
     version: int
@@ -329,7 +390,9 @@ class PromptSetVersion:
     parameters: int = 0
     metrics: VersionMetrics = field(default_factory=VersionMetrics)
     job: str | None = None
+    job_epoch: int | None = None
     dataset: str | None = None
+    continued_from: ContinuedFrom | None = None
     archived_at: datetime | None = None
 
 

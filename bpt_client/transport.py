@@ -1,24 +1,33 @@
-"""One HTTP connection pool: answers become JSON or an error of errors.py, and GETs are tried again."""
+"""One HTTP connection pool: answers become JSON or an error of errors.py; what is safe to repeat is tried again."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
-from bpt_client.errors import ApiError, ConnectionFailed, InputError, Unavailable, UnexpectedAnswer, error_class
+from bpt_client.errors import (
+    ApiError,
+    Conflict,
+    ConnectionFailed,
+    InputError,
+    Unavailable,
+    UnexpectedAnswer,
+    error_class,
+)
 from bpt_client.models import Json, parse
 
 T = TypeVar("T")
 
 PAGE_SIZE = 100
-_GET_ATTEMPTS = 4
+_ATTEMPTS = 4
 _BACKOFF_SECONDS = 0.2  # doubles each time
 _LONGEST_RETRY_AFTER_SECONDS = 10.0  # asked to wait longer than that, the caller should know
 
@@ -50,19 +59,26 @@ class Transport:
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> httpx.Response:
         """A GET, tried again when the service cannot be reached or says 502, 503 or 504."""
-        pause = _BACKOFF_SECONDS
-        for _ in range(_GET_ATTEMPTS - 1):
-            try:
-                return self.once("GET", path, params=params)
-            except ConnectionFailed:
-                time.sleep(pause)
-            except Unavailable as error:
-                wished = error.retry_after_seconds or 0.0
-                if wished > _LONGEST_RETRY_AFTER_SECONDS:
-                    raise
-                time.sleep(max(pause, wished))
-            pause *= 2
-        return self.once("GET", path, params=params)
+        return _again(lambda: self.once("GET", path, params=params))
+
+    def post(
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Callable[[], Iterator[bytes]] | None = None,
+        **request: Any,
+    ) -> httpx.Response:
+        """A POST that the service knows by its Idempotency-Key: tried again like a GET, and done once.
+
+        `content` gives the body anew for each try.
+        """
+        known = {**(headers or {}), "Idempotency-Key": uuid4().hex}
+
+        def attempt() -> httpx.Response:
+            return self.once("POST", path, headers=known, content=content() if content else None, **request)
+
+        return _again(attempt)
 
     def once(self, method: str, path: str, **request: Any) -> httpx.Response:
         """One request, never repeated: an answer that got lost may stand for something that was done."""
@@ -94,7 +110,7 @@ class Transport:
     def send(self, kind: type[T], path: str, body: Mapping[str, Any] | None = None) -> T:
         """POST a JSON body; fields that are None are left out, so that the service's defaults hold."""
         given = None if body is None else {name: value for name, value in body.items() if value is not None}
-        return parse(kind, decode(self.once("POST", path, json=given)))
+        return parse(kind, decode(self.post(path, json=given)))
 
     def pages(self, kind: type[T], path: str, params: Mapping[str, Any] | None = None) -> Iterator[T]:
         """Every item of a list, fetched a page at a time as the iterator is drawn on."""
@@ -108,6 +124,28 @@ class Transport:
             if not page.get("has_more") or cursor is None or cursor == query.get("after"):
                 return
             query["after"] = cursor
+
+
+def _again(attempt: Callable[[], httpx.Response]) -> httpx.Response:
+    """The answer to what is safe to repeat, after some tries where that may help."""
+    pause = _BACKOFF_SECONDS
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except ConnectionFailed:
+            time.sleep(pause)
+        except Unavailable as error:
+            wished = error.retry_after_seconds or 0.0
+            if wished > _LONGEST_RETRY_AFTER_SECONDS:
+                raise
+            time.sleep(max(pause, wished))
+        except Conflict as error:
+            # An earlier try, whose answer got lost, is not at its end.
+            if error.code != "idempotency_in_progress":
+                raise
+            time.sleep(pause)
+        pause *= 2
+    return attempt()
 
 
 def decode(response: httpx.Response) -> Any:

@@ -72,19 +72,25 @@ def is_small(content: Content) -> bool:
 def send_whole(
     transport: Transport, path: str, params: Mapping[str, Any], content: Content, on_sent: OnSent | None
 ) -> Any:
-    """POST what fits into memory as one body -> the answer's JSON. Not repeated: see `Transport.once`."""
+    """POST what fits into memory as one body -> the answer's JSON. Repeated, and done once: see `Transport.post`."""
     body, progress = b"".join(content.chunks()), Progress(content.size, on_sent)
+    sent = 0
 
     def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        if sent:
+            # What an earlier try has sent counts for nothing.
+            progress.add(-sent)
+            sent = 0
         for chunk in _chunks(body):
             yield chunk
+            sent += len(chunk)
             progress.add(len(chunk))
 
-    response = transport.once(
-        "POST",
+    response = transport.post(
         path,
         params=dict(params),
-        content=chunks(),
+        content=chunks,
         # With its length known beforehand the service can refuse an archive before it is sent.
         headers=_headers(body, hashlib.sha256(body).digest(), content.media_type),
         timeout=_timeout(transport),

@@ -66,6 +66,8 @@ class JobWatch:
             self._show_epoch(event.progress)
         elif event.images is not None:
             self._show_images(event.images)
+        elif event.type == "checkpoint_lost":
+            self._say(f"the checkpoint of epoch {event.data.get('epoch')} is lost: {event.data.get('reason')}")
         elif event.type == "started":
             self._recent.clear()
             self._facts(self._doing)
@@ -76,8 +78,11 @@ class JobWatch:
     def _show_state(self, event: JobEvent, state: str) -> None:
         self.attempts = max(self.attempts, event.attempt)
         if state == "queued":
-            reason = event.data.get("reason")
-            if reason is None:
+            reason, before = event.data.get("reason"), event.data.get("from")
+            if before is not None:
+                self._say("resumed" if before == "paused" else "is tried again")
+                self._facts("waiting for a worker")
+            elif reason is None:
                 self._facts("waiting for a worker")
             else:
                 self.interruptions.append(plain(reason))
@@ -87,6 +92,12 @@ class JobWatch:
             self._facts("loading backbone and data")
         elif state == "cancelling":
             self._say("the job is being cancelled")
+        elif state == "pausing":
+            self._facts("is being paused")
+        elif state == "paused":
+            after = f" after epoch {self.last_epoch.epoch}/{self.last_epoch.epochs}" if self.last_epoch else ""
+            self._say(f"paused{after}; it goes on when somebody resumes it (bpt jobs resume)")
+            self._facts("paused")
         else:
             problem = event.data.get("error")
             why = f": {problem.get('detail')} ({problem.get('code')})" if isinstance(problem, dict) else ""

@@ -28,8 +28,8 @@ from torch import Tensor
 from bpt_core.dataset import SINGLE_LABEL
 from bpt_core.errors import ArtifactError
 from bpt_core.evaluate import NO_CALIBRATION, Calibration
+from bpt_core.headers import METADATA_KEY, describe
 
-METADATA_KEY = "bpt"
 FORMAT = 2
 _FIELDS = (
     "backbone",
@@ -96,10 +96,10 @@ def from_bytes(data: bytes) -> PromptSet:
     """
     try:
         tensors = load(data)
-        metadata = json.loads(_metadata(data)[METADATA_KEY])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"not a prompt-set artifact: {error}") from error
-    if isinstance(metadata, dict) and metadata.get("format") == 1:
+    metadata = describe(data)
+    if metadata.get("format") == 1:
         tensors, metadata = _from_format_1(tensors, metadata)
     calibration = _check_schema(tensors, metadata)
     for name, tensor in tensors.items():
@@ -127,20 +127,13 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    header_length = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + header_length])
-    metadata: dict[str, str] = header["__metadata__"]
-    return metadata
-
-
 def _from_format_1(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raised = {name: tensor if name.startswith("head.") else tensor[None] for name, tensor in tensors.items()}
     return raised, {**metadata, "format": FORMAT, "calibration": NO_CALIBRATION.to_dict()}
 
 
-def _check_schema(tensors: Mapping[str, Tensor], metadata: Any) -> Calibration:
-    if not isinstance(metadata, dict) or sorted(metadata) != sorted(_FIELDS):
+def _check_schema(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Calibration:
+    if sorted(metadata) != sorted(_FIELDS):
         raise ArtifactError(f"metadata must hold exactly {', '.join(_FIELDS)}", code="artifact_schema")
     if metadata["format"] != FORMAT:
         raise ArtifactError(f"artifact format {metadata['format']} is not {FORMAT}", code="artifact_schema")

@@ -4,6 +4,7 @@ BptError                    has a stable `code` and says what is wrong in words
 ├── BackboneError           unknown name, unsupported architecture, weights that cannot be had or do not fit
 ├── InvalidSetting          a tuning setting that cannot work
 ├── TuningDiverged          the loss stopped being a number
+├── BudgetExhausted         the time for tuning was up before anything was learned
 ├── DatasetError            the dataset as a whole is unusable; its `report` says which entries
 │   └── ArchiveError        ... because of the archive it came in
 ├── ImageError              one image is unusable
@@ -38,6 +39,10 @@ class InvalidSetting(BptError):
 
 class TuningDiverged(BptError):
     code = "diverged"
+
+
+class BudgetExhausted(BptError):
+    code = "budget_exhausted"
 
 
 class DatasetError(BptError):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bpt_core import starts
+from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone
 from bpt_core.errors import InvalidSetting
 from bpt_core.methods import Method, Start, prompted_blocks, trained_mixing
@@ -87,9 +88,11 @@ def build_prompts(
     images: SampleImages,
     generator: torch.Generator,
     known: Sequence[Whitening] = (),
+    going_on_from: PromptSet | None = None,
 ) -> tuple[Prompts | None, Sequence[Whitening]]:
     """The prompts that `recipe` asks for as they start, on the CPU (None for the linear probe), and the whitening
-    of the blocks where there is one; it is computed unless it is `known`.
+    of the blocks where there is one; it is computed unless it is `known`. Going on from a prompt set that fits they
+    fold to that one's prompts.
 
     Raises InvalidSetting where the rank exceeds what the whitening matrix has columns.
     """
@@ -103,6 +106,8 @@ def build_prompts(
         after_norm = recipe.whitening_input is WhiteningInput.NORMED
         return known or whiten(backbone, images(WHITENING_IMAGES), blocks, after_norm=after_norm)
 
+    if going_on_from is not None:
+        return _continued(recipe, going_on_from, trained, whitenings)
     if recipe.method is Method.SPT:
         return PlainPrompts(_token_start(recipe, backbone, images, blocks, generator)), []
     if recipe.method is Method.BPT_BILINEAR:
@@ -125,6 +130,23 @@ def build_prompts(
     found = whitenings()
     matrices = torch.stack([each.matrix for each in found]).float().cpu()
     return WhitenedPrompts(start, matrices, trained if recipe.method is Method.BPT_TWHITEN else 0), found
+
+
+def _continued(
+    recipe: Recipe, start: PromptSet, trained: int, whitenings: Callable[[], Sequence[Whitening]]
+) -> tuple[Prompts, Sequence[Whitening]]:
+    """Prompts of the recipe's method that fold to those of `start`."""
+    assert start.prompts is not None
+    if recipe.method is Method.BPT_BILINEAR:
+        return BilinearPrompts(start.factors["A"].clone(), start.factors["B"].clone(), trained), []
+    if recipe.method in (Method.VPT, Method.SPT):
+        return PlainPrompts(start.prompts.clone()), []
+    # No artifact holds W, which is many times as large as what it whitens: it is that of the images at hand, and P is
+    # what gives the same P~ = P W^T with it.
+    found = whitenings()
+    matrices = torch.stack([each.matrix for each in found]).double().cpu()
+    plain = torch.linalg.solve(matrices, start.prompts.double().mT).mT.float()
+    return WhitenedPrompts(plain, matrices.float(), trained if recipe.method is Method.BPT_TWHITEN else 0), found
 
 
 def _token_start(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bpt_core import objective, vit
+from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone
 from bpt_core.catalog import Pooling
 from bpt_core.compute import Compute
@@ -70,9 +71,17 @@ def fusable(recipe: Recipe) -> Recipe:
 class Group:
     """Trials that train together. `trials` may shrink between epochs; a sole trial is the common case."""
 
-    def __init__(self, backbone: Backbone, images: Images, recipes: Sequence[Recipe], compute: Compute) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Images,
+        recipes: Sequence[Recipe],
+        compute: Compute,
+        going_on_from: PromptSet | None = None,
+    ) -> None:
         assert len({fusable(recipe) for recipe in recipes}) == 1
         self.backbone, self.images, self.compute = backbone, images, compute
+        self.going_on_from = going_on_from
         self.recipe = recipes[0]  # for what is the same in all
         self.pooling: Pooling = self.recipe.pooling or backbone.pooling
         self.whitening: Sequence[Whitening] = ()
@@ -120,6 +129,7 @@ class Group:
         for trial, train_loss, val in zip(self.trials, train_losses, evaluations, strict=True):
             sound = math.isfinite(train_loss) and math.isfinite(val.loss)
             trial.note((val.score, -val.loss) if sound else NONE_YET, self.epochs_done)
+            trial.val = val
         lead = max(range(len(self.trials)), key=lambda index: self.trials[index].score)
         if self.trials[lead].score == NONE_YET:
             raise TuningDiverged(
@@ -159,6 +169,16 @@ class Group:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 step += 1
+        self.judge()
+
+    @property
+    def has_heads(self) -> bool:
+        """The prompt set that is gone on from tells the same classes apart, so its head is where the heads begin."""
+        start = self.going_on_from
+        return start is not None and (start.class_names, start.task) == (self.images.class_names, self.images.task)
+
+    def judge(self) -> None:
+        """What the trials are now may be the best they will have been."""
         for trial, val in zip(self.trials, self.evaluate_val(), strict=True):
             trial.note((val.score, -val.loss) if math.isfinite(val.loss) else NONE_YET, self.epochs_done)
 
@@ -185,7 +205,8 @@ class Group:
     def _trial(self, recipe: Recipe) -> Trial:
         generator = torch.Generator().manual_seed(recipe.seed)
         # The trials of a group have blocks and images in common, hence the whitening too.
-        prompts, self.whitening = build_prompts(recipe, self.backbone, self.sample, generator, self.whitening)
+        start = self.going_on_from
+        prompts, self.whitening = build_prompts(recipe, self.backbone, self.sample, generator, self.whitening, start)
         return Trial(
             recipe,
             prompts,
@@ -193,6 +214,7 @@ class Group:
             classes=len(self.images.class_names),
             generator=generator,
             device=self.backbone.device,
+            head=(start.head_weight, start.head_bias) if start is not None and self.has_heads else None,
         )
 
     def sample(self, count: int) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpt_core.evaluate import Evaluation
 from bpt_core.prompts import Prompts
 from bpt_core.recipe import Recipe
 
@@ -19,7 +20,10 @@ EMA_DECAY = 0.9999
 
 
 class Trial:
-    """Prompts (or none) and a head [C, d], AdamW, and the state of the best epoch so far."""
+    """Prompts (or none) and a head [C, d], AdamW, and the state of the best epoch so far.
+
+    `head` is weight [C, d] and bias [C] to begin with; random where it is None.
+    """
 
     def __init__(
         self,
@@ -30,11 +34,14 @@ class Trial:
         classes: int,
         generator: torch.Generator,
         device: torch.device,
+        head: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.recipe, self.prompts = recipe, prompts
         self.head = nn.Linear(embed_dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+        if head is not None:
+            self.head.load_state_dict({"weight": head[0], "bias": head[1]})
         modules = {"head": self.head} if prompts is None else {"prompts": prompts, "head": self.head}
         self.trainables = nn.ModuleDict(modules).to(device)
         self.optimizer = torch.optim.AdamW(self.parameter_groups())
@@ -43,6 +50,7 @@ class Trial:
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_score = 0, NONE_YET
         self.score = NONE_YET  # of the last epoch
+        self.val: Evaluation | None = None  # that score in full; a checkpoint does not keep it
 
     def fold(self) -> Tensor:
         """-> P~ [k, m, d], with a gradient."""

@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from bpt_core import burstiness, review, vit
+from bpt_core import artifact, burstiness, continuing, review, vit
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import Backbone, check_pooling
 from bpt_core.compute import Compute
 from bpt_core.dataset import PackedDataset, Split
-from bpt_core.errors import ArtifactError, DatasetError
-from bpt_core.evaluate import Calibration, Evaluation, evaluate, fit_calibration
+from bpt_core.errors import ArtifactError, BudgetExhausted, DatasetError, InvalidSetting
+from bpt_core.evaluate import NO_CALIBRATION, Calibration, Evaluation, evaluate, fit_calibration
 from bpt_core.methods import prompted_blocks
 from bpt_core.recipe import Recipe
 from bpt_core.sweep import Search
@@ -38,6 +38,8 @@ class Tuned:
     """The outcome. `recipe` is the one that was best, with every number settled; `trials` tells what each trial of a
     search came to. `test` is None where the dataset has no test split (a val split is never called test).
 
+    `stopped_by` is "budget" where there was no time for all epochs.
+
     `report` tells about single images: see review.make. It never costs the prompt set: where it could not be made it
     says so in its `error`, and `report_failure` is the traceback.
     """
@@ -52,9 +54,32 @@ class Tuned:
     trials: list[dict[str, Any]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     report_failure: str | None = None
+    stopped_by: str | None = None
 
 
-OnEpoch = Callable[[Epoch, Callable[[], bytes]], None]
+@dataclass(frozen=True)
+class Leader:
+    """The trial that leads after an epoch, as it was judged then: an artifact without calibration, how it was trained,
+    and what it came to on the validation split.
+    """
+
+    artifact: bytes
+    recipe: Recipe
+    val: Evaluation
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What can be had of a run between two epochs; neither costs a forward pass.
+
+    `checkpoint()` gives the bytes from which `tune(..., checkpoint=...)` goes on.
+    """
+
+    checkpoint: Callable[[], bytes]
+    leader: Callable[[], Leader]
+
+
+OnEpoch = Callable[[Epoch, Standing], None]
 
 
 def tune(
@@ -64,34 +89,52 @@ def tune(
     *,
     search: Search | None = None,
     compute: Compute | None = None,
+    start: PromptSet | None = None,
     checkpoint: bytes | None = None,
     on_epoch: OnEpoch | None = None,
+    is_time_up: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Learn a prompt set; with a `search`, find the settings it names first, in the same run.
 
-    After each epoch `on_epoch(report, make_checkpoint)` is called; `make_checkpoint()` gives the bytes from
-    which `tune(..., checkpoint=...)` goes on. An exception that `on_epoch` raises ends the run and passes through.
+    With a `start` prompts begin as those of that prompt set, in every trial, and so does the head where class names and
+    task are the same; else it is made anew. What it is at the start may be the best that comes out (epoch 0).
+
+    After each epoch `on_epoch(report, standing)` is called; an exception it raises ends the run and passes through.
+    `is_time_up` is asked before each epoch: with a True the run ends with the best that it has so far.
 
     Raises DatasetError (no training or validation images), BackboneError and InvalidSetting (what cannot work, before
-    any work), TuningDiverged, ArtifactError (a checkpoint of another run).
+    any work; `continue_mismatch` for a start that does not fit), TuningDiverged, ArtifactError (`checkpoint_corrupt`,
+    or `checkpoint_mismatch` for one of another run), BudgetExhausted (no time for a single epoch).
     """
-    run = _Run(backbone, dataset, recipe, search, compute or Compute())
+    run = _Run(backbone, dataset, recipe, search, compute or Compute(), start)
     if checkpoint is not None:
         run.restore(checkpoint)
     else:
         run.begin()
     while not run.is_over():
+        if is_time_up():
+            run.stop_early()
+            break
         report = run.one_epoch()
         if on_epoch is not None:
-            on_epoch(report, run.checkpoint)
+            on_epoch(report, Standing(run.checkpoint, run.leader))
     return run.finish()
 
 
 class _Run:
     def __init__(
-        self, backbone: Backbone, dataset: PackedDataset, recipe: Recipe, search: Search | None, compute: Compute
+        self,
+        backbone: Backbone,
+        dataset: PackedDataset,
+        recipe: Recipe,
+        search: Search | None,
+        compute: Compute,
+        start: PromptSet | None,
     ) -> None:
         check_pooling(backbone, recipe.pooling or backbone.pooling)
+        if start is not None:
+            _check_start(start, backbone, recipe, search)
+        self.start = start
         self.backbone, self.dataset, self.recipe, self.search, self.compute = backbone, dataset, recipe, search, compute
         recipes = search.recipes(recipe) if search else (recipe,)
         splits = (Split.TRAIN, Split.VAL)
@@ -103,7 +146,7 @@ class _Run:
         for index, each in enumerate(recipes):
             kinds.setdefault(fusable(each), []).append(index)
         self.groups = [
-            Group(backbone, images, [recipes[index] for index in members], compute) for members in kinds.values()
+            Group(backbone, images, [recipes[index] for index in members], compute, start) for members in kinds.values()
         ]
         # Trials by their number in the search, and what each came to.
         self.trials: dict[int, Trial] = {
@@ -115,10 +158,13 @@ class _Run:
         self.history: list[dict[str, Any]] = [{"epochs": 0, "score": None} for _ in recipes]
         self.survivors = search.survivors(recipe.epochs) if search else {}
         self.epochs_done = 0
+        self.stopped_by: str | None = None
 
     def begin(self) -> None:
-        if self.recipe.head_fit_epochs:
-            for group in self.groups:
+        for group in self.groups:
+            if group.has_heads:
+                group.judge()
+            elif self.recipe.head_fit_epochs:
                 group.fit_heads()
 
     def is_over(self) -> bool:
@@ -127,6 +173,15 @@ class _Run:
         if not self.recipe.patience or len(self.trials) > 1:
             return False
         return self.epochs_done - self._leader().best_epoch >= self.recipe.patience
+
+    def stop_early(self) -> None:
+        """There is no time for more: what leads now has won. BudgetExhausted where no epoch has been done."""
+        if not self.epochs_done:
+            raise BudgetExhausted(
+                "the time was up before the first epoch began; give a larger budget, or ask for less: "
+                "fewer images, fewer trials, a smaller backbone"
+            )
+        self.stopped_by = "budget"
 
     def one_epoch(self) -> Epoch:
         reports = [group.one_epoch() for group in self.groups]
@@ -143,7 +198,7 @@ class _Run:
 
     def finish(self) -> Tuned:
         trial = self._leader()
-        group = next(group for group in self.groups if trial in group.trials)
+        group = self._group_of(trial)
         group.trials = [trial]
         trial.settle()
         if self.recipe.head_fit_epochs:
@@ -170,7 +225,16 @@ class _Run:
             trials=self._table() if self.search else [],
             report=report,
             report_failure=report_failure,
+            stopped_by=self.stopped_by,
         )
+
+    def leader(self) -> Leader:
+        """As it was judged after the last epoch, with the moving average where there is one."""
+        trial = max(self.trials.values(), key=lambda trial: trial.score)
+        assert trial.val is not None
+        with trial.averaged():
+            made = artifact.to_bytes(self._prompt_set(self._group_of(trial), trial, NO_CALIBRATION))
+        return Leader(made, trial.recipe, trial.val)
 
     def checkpoint(self) -> bytes:
         """The whole state of the run: of each trial still in training what it trains, AdamW's moments, its best."""
@@ -189,12 +253,21 @@ class _Run:
         return save(tensors)
 
     def restore(self, checkpoint: bytes) -> None:
-        """Raises ArtifactError where the bytes are no checkpoint of this backbone, recipe and number of images."""
+        """Raises ArtifactError where the bytes are no checkpoint of this backbone, recipe and number of images.
+
+        A run that could not be restored is of no more use: it may have been changed in part.
+        """
         try:
-            tensors = load(checkpoint)
-            facts: dict[str, Any] = json.loads(bytes(tensors.pop("facts").tolist()))
-        except (SafetensorError, KeyError, ValueError) as error:
+            self._restore(checkpoint)
+        except torch.OutOfMemoryError:
+            raise
+        except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            # The last is torch's, for tensors of other names and shapes: of other software than this.
             raise ArtifactError(f"not a checkpoint: {error}", code="checkpoint_corrupt") from error
+
+    def _restore(self, checkpoint: bytes) -> None:
+        tensors = load(checkpoint)
+        facts: dict[str, Any] = json.loads(bytes(tensors.pop("facts").tolist()))
         identity = json.loads(json.dumps(self._identity()))
         if {key: facts.get(key) for key in identity} != identity:
             raise ArtifactError("the checkpoint belongs to another run", code="checkpoint_mismatch")
@@ -215,6 +288,7 @@ class _Run:
             "search": self.search.to_dict() if self.search else None,
             "backbone_fingerprint": self.backbone.fingerprint,
             "images": [len(images.train), len(images.val)],
+            "start": self.start.sha256 if self.start is not None else None,
         }
 
     def _table(self) -> list[dict[str, Any]]:
@@ -225,6 +299,9 @@ class _Run:
 
     def _leader(self) -> Trial:
         return max(self.trials.values(), key=lambda trial: trial.best_score)
+
+    def _group_of(self, trial: Trial) -> Group:
+        return next(group for group in self.groups if trial in group.trials)
 
     def _keep(self, indices: list[int]) -> None:
         """Only these trials go on."""
@@ -277,3 +354,14 @@ class _Run:
             calibration=calibration,
             factors={} if trial.prompts is None else trial.prompts.factors(),
         )
+
+
+def _check_start(start: PromptSet, backbone: Backbone, recipe: Recipe, search: Search | None) -> None:
+    if start.backbone_fingerprint != backbone.fingerprint:
+        raise InvalidSetting(
+            f"tuning cannot go on from that version: it is for other weights of {start.backbone}, fingerprint "
+            f"{start.backbone_fingerprint} there and {backbone.fingerprint} here",
+            code=continuing.MISMATCH,
+        )
+    asked = {**recipe.to_dict(), "pooling": recipe.pooling or backbone.pooling}
+    continuing.check(continuing.settings_of(start.method, start.pooling), asked, search.settings if search else ())

@@ -98,7 +98,8 @@ def _save_rows(settings: Settings, connection: Connection[Any], destination: Pla
         with connection.transaction():
             [(now,)] = connection.execute("SELECT now()")
             name = f"{now.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
-            tables = [_save_table(connection, destination, name, table) for table in Base.metadata.sorted_tables]
+            kept = [table for table in Base.metadata.sorted_tables if not table.info.get("derived")]
+            tables = [_save_table(connection, destination, name, table) for table in kept]
             return _Snapshot(name, now, revision, tables, list(referred(connection)))
 
 

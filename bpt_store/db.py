@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from bpt_store.settings import Settings
 
 # Bounded waiting: a database that is away gives an error within seconds, never a hang.
 _CONNECT = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2}
+
+_PATIENCE_SECONDS = 5
 
 
 class CustomerSession(Session):
@@ -37,6 +43,7 @@ class Database:
         # Objects stay readable after the commit: what is returned is data, not a live row.
         self._customer_sessions = sessionmaker(self._customer_engine, class_=CustomerSession, expire_on_commit=False)
         self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
+        self.long_locks = LongLocks(settings.system_database_url.get_secret_value())
 
     @contextmanager
     def customer(self, customer_id: UUID) -> Iterator[Session]:
@@ -53,8 +60,66 @@ class Database:
     def close(self) -> None:
         self._customer_engine.dispose()
         self._system_engine.dispose()
+        self.long_locks.close()
+
+
+class LongLocks:
+    """Advisory locks that outlast transactions, all of them on one connection; they end with the process, however it
+    ends.
+
+    Where the connection breaks, what was held on it is held against this process only. So they spare others work that
+    would be in vain, and what must hold is for a constraint to hold.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, connect_args=_CONNECT, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._connection: Connection | None = None
+        self._held: set[int] = set()
+        self._guard = Lock()
+
+    def take(self, number: int) -> bool:
+        """Whether nobody else held it; waits for the connection only, as long as for any other."""
+        if not self._guard.acquire(timeout=_PATIENCE_SECONDS):
+            raise PoolTimeout("the connection of the long locks is busy")
+        try:
+            if number in self._held or not self._ask("SELECT pg_try_advisory_lock(:number)", number):
+                return False
+            self._held.add(number)
+            return True
+        finally:
+            self._guard.release()
+
+    def release(self, number: int) -> None:
+        with self._guard:
+            self._held.discard(number)
+            if self._connection is None:
+                return
+            try:
+                self._connection.execute(text("SELECT pg_advisory_unlock(:number)"), {"number": number})
+            except DBAPIError:
+                self._drop()
+
+    def close(self) -> None:
+        with self._guard:
+            self._drop()
+
+    def _ask(self, query: str, number: int) -> bool:
+        """On the connection, or a new one where that is none any more."""
+        if self._connection is not None:
+            try:
+                return bool(self._connection.scalar(text(query), {"number": number}))
+            except OperationalError:
+                self._drop()
+        self._connection = self._engine.connect()
+        return bool(self._connection.scalar(text(query), {"number": number}))
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(DBAPIError):
+                connection.close()
 
 
 def _engine(url: str) -> Engine:
-    options: dict[str, Any] = {"pool_pre_ping": True, "pool_timeout": 5, "pool_size": 10, "max_overflow": 10}
-    return create_engine(url, connect_args=_CONNECT, **options)
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 10}
+    return create_engine(url, connect_args=_CONNECT, pool_timeout=_PATIENCE_SECONDS, **options)

@@ -2,18 +2,29 @@
 
                     claim                     succeed
         queued ────────────────▶ running ───────────────────▶ succeeded
-          │ ▲                     │ │ │      fail, or crashed
-          │ │  crash, lease lost, │ │ │      too often
-          │ └──── give back ──────┘ │ └─────────────────────▶ failed
-          │                         │ cancel
-          │ cancel                  ▼
-          │                     cancelling
-          ▼                         │ worker wound down, or its lease ran out
-       cancelled ◀──────────────────┘
+          ▲                       │   │       fail, or crashed
+          │  crash, lease lost,   │   │       too often
+          └────── give back ──────┘   └─────────────────────▶ failed
+
+    What a customer wishes:
+
+        queued            ── pause ───▶ paused
+        running           ── pause ───▶ pausing ──── wound down ──▶ paused
+        paused            ── resume ──▶ queued
+        queued, paused    ── cancel ──▶ cancelled
+        running, pausing  ── cancel ──▶ cancelling ── wound down ──▶ cancelled
+        failed, cancelled ── retry ───▶ queued
+
+A worker holds the job in `running`, `pausing` and `cancelling`. Wound down: it gave the job back, crashed, or its lease
+ran out; none of that counts as a failure then. An attempt that comes to an end of its own before it is wound down ends
+the job as it would a running one. Only tuning jobs are paused or tried again.
 
 A claim raises `attempt` and sets a lease on the database's clock. Every later write of the worker names
 (job, attempt): a write that matches no row raises LeaseLost, which means "stop, you were replaced".
 `attempt` only ever rises; `failures` counts the attempts that crashed, and `max_failures` of them end a job.
+
+The checkpoint of a tuning job that failed or was cancelled is kept for a while, so that it can be tried again; every
+other end gives it up.
 """
 
 from __future__ import annotations
@@ -25,9 +36,9 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
-from bpt_store import ids
+from bpt_store import ids, scheduling
 from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.models import (
     HELD_STATES,
@@ -41,6 +52,9 @@ from bpt_store.models import (
     JobKind,
     JobState,
 )
+from bpt_store.scheduling import Priority
+
+KEPT_CHECKPOINTS = 2  # to go on from, of a tuning job
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,11 @@ def create(
     payload: Mapping[str, Any],
     prompt_set_id: UUID | None = None,
     custom: Mapping[str, Any] | None = None,
+    priority: Priority = Priority.NORMAL,
     unfinished_limit: int | None = None,
 ) -> Job:
     """A queued job; ring its doorbell after the commit. LimitReached `queue_limit` beyond `unfinished_limit`."""
-    if unfinished_limit is not None:
-        unfinished = select(func.count()).where(
-            Job.customer_id == customer_id, Job.kind == kind, Job.state.not_in(TERMINAL_STATES)
-        )
-        if (session.scalar(unfinished) or 0) >= unfinished_limit:
-            raise LimitReached(f"{unfinished_limit} jobs are unfinished already", code="queue_limit")
+    _check_unfinished(session, customer_id, kind, unfinished_limit)
     job = Job(
         customer_id=customer_id,
         kind=kind,
@@ -86,6 +96,7 @@ def create(
         prompt_set_id=prompt_set_id,
         payload=dict(payload),
         custom=dict(custom or {}),
+        priority=priority.number,
     )
     session.add(job)
     session.flush()
@@ -117,6 +128,7 @@ def measured_flops_per_second(session: Session, jobs: int = 5) -> float | None:
     newest = (
         select(Job.payload["flops"].as_float() / func.greatest(seconds, 0.1))
         .where(Job.kind == JobKind.TUNE, Job.state == JobState.SUCCEEDED, Job.attempt == 1)
+        .where(Job.result["stopped_by"].as_string().is_(None))
         .where(Job.payload["flops"].as_float().is_not(None))
         .order_by(Job.id.desc())
         .limit(jobs)
@@ -126,24 +138,73 @@ def measured_flops_per_second(session: Session, jobs: int = 5) -> float | None:
 
 
 def cancel(session: Session, job_id: UUID, kind: JobKind) -> Job:
-    """A queued job ends now; a running one is wound down by its worker. Conflict `job_terminal` once it ended."""
-    job = get(session, job_id, kind, lock=True)
-    if job.state.is_terminal:
-        raise Conflict(f"the job is {job.state} already", code="job_terminal")
-    if job.state is JobState.QUEUED:
+    """One that nobody holds ends now; another is wound down by its worker. Conflict `job_terminal` once it ended."""
+    job = _unfinished(session, job_id, kind)
+    if not job.state.is_held:
         _end(session, job, JobState.CANCELLED)
-    elif job.state is JobState.RUNNING:
+    elif job.state is not JobState.CANCELLING:
         _move(session, job, JobState.CANCELLING)
     return job
 
 
+def pause(session: Session, job_id: UUID) -> Job:
+    """A queued tuning job is paused now, a running one is wound down by its worker and keeps its last checkpoint.
+
+    What is paused, or about to be, stays as it is. Conflict `job_cancelling`, `job_terminal`.
+    """
+    job = _unfinished(session, job_id, JobKind.TUNE)
+    if job.state is JobState.CANCELLING:
+        raise Conflict("the job is being cancelled", code="job_cancelling")
+    if job.state is JobState.QUEUED:
+        _move(session, job, JobState.PAUSED)
+    elif job.state is JobState.RUNNING:
+        _move(session, job, JobState.PAUSING)
+    return job
+
+
+def resume(session: Session, job_id: UUID) -> Job:
+    """A paused tuning job waits again; ring its doorbell after the commit. One that waits or runs stays as it is.
+
+    Conflict `job_pausing`: it is not known yet how the attempt ends. Conflict `job_cancelling`, `job_terminal`.
+    """
+    job = _unfinished(session, job_id, JobKind.TUNE)
+    if job.state in (JobState.PAUSING, JobState.CANCELLING):
+        raise Conflict(f"the job is {job.state}: its worker still winds down", code=f"job_{job.state}")
+    if job.state is JobState.PAUSED:
+        _queue_again(session, job)
+    return job
+
+
+def retry(session: Session, job_id: UUID, *, unfinished_limit: int | None = None) -> Job:
+    """A tuning job that failed or was cancelled waits again, with no failure counted; ring its doorbell after the
+    commit. It goes on from its last checkpoint, or from the beginning where that was given up.
+
+    Conflict `job_succeeded`, `job_unfinished`; LimitReached `queue_limit`.
+    """
+    job = get(session, job_id, JobKind.TUNE, lock=True)
+    if job.state is JobState.SUCCEEDED:
+        raise Conflict("the job has succeeded: there is nothing to try again", code="job_succeeded")
+    if not job.state.is_terminal:
+        raise Conflict(f"the job is {job.state}, it has not ended", code="job_unfinished")
+    _check_unfinished(session, job.customer_id, job.kind, unfinished_limit)
+    job.failures, job.error, job.finished_at, job.log_tail = 0, None, None, None
+    _queue_again(session, job)
+    return job
+
+
 def delete(session: Session, job_id: UUID, kind: JobKind) -> None:
-    """Row, events and results of a job that has ended. Conflict `job_unfinished` before."""
+    """Row, events, checkpoint and results of a job that has ended. Conflict `job_unfinished` before."""
     job = get(session, job_id, kind, lock=True)
     if not job.state.is_terminal:
         raise Conflict(f"the job is {job.state}; cancel it first", code="job_unfinished")
     doom(session, job.customer_id, results_prefix(job_id))
+    doom(session, job.customer_id, work_prefix(job_id))
     session.delete(job)
+
+
+def work_prefix(job_id: UUID) -> str:
+    """All checkpoints and parts of a job lie under it, each attempt's in a folder of its own."""
+    return f"jobs/{job_id.hex}/"
 
 
 def results_prefix(job_id: UUID) -> str:
@@ -164,39 +225,30 @@ def events_after(session: Session, job_id: UUID, number: int, limit: int) -> Seq
 # --- workers' side ---------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, kind: JobKind, worker: str, lease_seconds: float) -> Job | None:
+def claim(
+    session: Session, kind: JobKind, worker: str, lease_seconds: float, *, running_limit: int | None = None
+) -> Job | None:
     """The next job of this kind (system session), now running under a lease; None if there is none to be had.
 
-    Customers with fewer running jobs come first, then the older job.
+    scheduling.py says which one is next. `running_limit` is for customers that have none of their own.
     """
-    other = aliased(Job)
-    running = (
-        select(func.count())
-        .where(other.customer_id == Job.customer_id, other.kind == kind, other.state.in_(HELD_STATES))
-        .scalar_subquery()
-    )
-    free = (
-        select(Job.id)
-        .where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at <= func.now())
-        .order_by(running, Job.created_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .cte("free")
-    )
-    job = session.scalar(
+    chosen = scheduling.choose(session, kind, running_limit)
+    if chosen is None:
+        return None
+    job: Job = session.scalars(
         update(Job)
-        .where(Job.id == select(free.c.id).scalar_subquery())
+        .where(Job.id == chosen)
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
             worker=worker,
+            claimed_at=func.clock_timestamp(),
             lease_expires_at=func.clock_timestamp() + timedelta(seconds=lease_seconds),
             started_at=func.coalesce(Job.started_at, func.now()),
         )
         .returning(Job)
-    )
-    if job is not None:
-        _append(session, job, "state", {"state": JobState.RUNNING, "attempt": job.attempt})
+    ).one()
+    _append(session, job, "state", {"state": JobState.RUNNING, "attempt": job.attempt})
     return job
 
 
@@ -205,7 +257,7 @@ def fence_of(job: Job) -> Fence:
 
 
 def renew(session: Session, fence: Fence, lease_seconds: float) -> JobState:
-    """The heartbeat -> the job's state, in which a wish to cancel shows. LeaseLost if replaced."""
+    """The heartbeat -> the job's state, in which a wish to cancel or pause shows. LeaseLost if replaced."""
     state: JobState | None = session.scalar(
         update(Job)
         .where(fence._holds())
@@ -226,11 +278,33 @@ def record(session: Session, fence: Fence, event: str, data: Mapping[str, Any]) 
 
 
 def keep_checkpoint(session: Session, fence: Fence, stored: Mapping[str, Any]) -> None:
-    """Note where the newest checkpoint lies and give up the one before."""
+    """Note where the newest checkpoint lies. The one before stays, should this one be lost; older ones are given up."""
     job = _held(session, fence)
-    if job.checkpoint is not None:
-        doom(session, job.customer_id, job.checkpoint["key"])
-    job.checkpoint = dict(stored)
+    # Noted twice it is there once: where a commit's answer was lost, it is written again.
+    newest_first = [dict(stored), *(each for each in resumable(job) if each["key"] != stored["key"])]
+    for old in newest_first[KEPT_CHECKPOINTS:]:
+        doom(session, job.customer_id, old["key"])
+    job.checkpoint = _chained(newest_first[:KEPT_CHECKPOINTS])
+
+
+def lose_checkpoint(session: Session, fence: Fence, key: str, reason: str) -> None:
+    """A checkpoint turned out to be missing or damaged: it is given up, and an event `checkpoint_lost` says why."""
+    job = _held(session, fence)
+    kept = resumable(job)
+    for lost in [each for each in kept if each["key"] == key]:
+        kept.remove(lost)
+        doom(session, job.customer_id, key)
+        _append(session, job, "checkpoint_lost", {"epoch": lost["epoch"], "reason": reason})
+    job.checkpoint = _chained(kept)
+
+
+def resumable(job: Job) -> list[dict[str, Any]]:
+    """The checkpoints that a tuning job can go on from, the newest first: what `keep_checkpoint` was given."""
+    found, at = [], job.checkpoint
+    while at is not None:
+        found.append({name: value for name, value in at.items() if name != "before"})
+        at = at.get("before")
+    return found
 
 
 def keep_part(session: Session, fence: Fence, stored: Mapping[str, Any]) -> None:
@@ -258,9 +332,11 @@ def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
     return job
 
 
-def fail(session: Session, fence: Fence, code: str, detail: str) -> None:
-    """The end of a job that would fail again: its input is at fault, or it crashed too often."""
-    _end(session, _held(session, fence), JobState.FAILED, {"code": code, "detail": detail})
+def fail(session: Session, fence: Fence, code: str, detail: str, *, log: Sequence[str] = ()) -> None:
+    """The end of a job that would fail again, for its input is at fault. `log` is what it said last, line by line."""
+    job = _held(session, fence)
+    job.log_tail = list(log) or None
+    _fail(session, job, code, detail)
 
 
 def cancelled(session: Session, fence: Fence) -> None:
@@ -269,17 +345,32 @@ def cancelled(session: Session, fence: Fence) -> None:
 
 
 def give_back(session: Session, fence: Fence, reason: str) -> None:
-    """The worker stops in an orderly way: the job waits again, and no failure is counted."""
+    """The worker stops in an orderly way: the job waits again, or is cancelled or paused if that was wished.
+
+    No failure is counted.
+    """
     job = _held(session, fence)
-    if job.state is JobState.CANCELLING:
-        _end(session, job, JobState.CANCELLED)
-    else:
+    if not _wound_down(session, job):
         _requeue(session, job, reason, delay_seconds=0)
 
 
-def crash(session: Session, fence: Fence, code: str, detail: str, *, max_failures: int, backoff_seconds: float) -> None:
-    """An attempt died: the job waits again for a while, or fails with `code` after `max_failures` such attempts."""
-    _crashed(session, _held(session, fence), code, detail, max_failures, backoff_seconds)
+def crash(
+    session: Session,
+    fence: Fence,
+    code: str,
+    detail: str,
+    *,
+    max_failures: int,
+    backoff_seconds: float,
+    log: Sequence[str] = (),
+) -> None:
+    """An attempt died: the job waits again for a while, or fails with `code` after `max_failures` such attempts.
+
+    `log` is what the attempt said last, line by line.
+    """
+    job = _held(session, fence)
+    job.log_tail = list(log) or None
+    _crashed(session, job, code, detail, max_failures, backoff_seconds)
 
 
 # --- the sweep's side ------------------------------------------------------------------------------------------
@@ -298,17 +389,32 @@ def requeue_expired(session: Session, *, max_failures: int, backoff_seconds: flo
     return len(expired)
 
 
+def give_up_checkpoints(session: Session, older_than_hours: float) -> int:
+    """Of tuning jobs that failed or were cancelled so long ago, and were not tried again (system session) -> how many.
+
+    Tried again after that they begin anew.
+    """
+    kept = session.scalars(
+        select(Job)
+        .where(Job.state.in_((JobState.FAILED, JobState.CANCELLED)), Job.checkpoint.is_not(None))
+        .where(Job.finished_at < func.clock_timestamp() - timedelta(hours=older_than_hours))
+        .order_by(Job.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for job in kept:
+        _give_up_attempts(session, job)
+    return len(kept)
+
+
 def kinds_waiting(session: Session, older_than_seconds: float) -> list[JobKind]:
     """Kinds of which a job could have been claimed for so long and was not."""
-    waiting = (
-        select(Job.kind)
-        .where(
-            Job.state == JobState.QUEUED,
-            Job.available_at < func.clock_timestamp() - timedelta(seconds=older_than_seconds),
-        )
-        .distinct()
-    )
-    return list(session.scalars(waiting))
+    before = func.clock_timestamp() - timedelta(seconds=older_than_seconds)
+    # For each kind as far as the first one, however many there are.
+    waits = {
+        kind: select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
+        for kind in JobKind
+    }
+    return [kind for kind, exists in waits.items() if session.scalar(select(exists))]
 
 
 @dataclass(frozen=True)
@@ -343,11 +449,41 @@ def doom(session: Session, customer_id: UUID, key: str) -> None:
 # --- inside ----------------------------------------------------------------------------------------------------
 
 
+def _chained(newest_first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The inverse of `resumable`: each holds the one before it."""
+    chain: dict[str, Any] | None = None
+    for each in reversed(newest_first):
+        chain = {**each, **({"before": chain} if chain is not None else {})}
+    return chain
+
+
+def held(session: Session, fence: Fence) -> Job:
+    """The job's row, locked, for what another module is to write about it. LeaseLost if replaced."""
+    return _held(session, fence)
+
+
 def _held(session: Session, fence: Fence) -> Job:
     job = session.scalar(select(Job).where(fence._holds()).with_for_update())
     if job is None:
         raise LeaseLost(f"attempt {fence.attempt} was replaced")
     return job
+
+
+def _unfinished(session: Session, job_id: UUID, kind: JobKind) -> Job:
+    job = get(session, job_id, kind, lock=True)
+    if job.state.is_terminal:
+        raise Conflict(f"the job is {job.state} already", code="job_terminal")
+    return job
+
+
+def _check_unfinished(session: Session, customer_id: UUID, kind: JobKind, limit: int | None) -> None:
+    if limit is None:
+        return
+    unfinished = select(func.count()).where(
+        Job.customer_id == customer_id, Job.kind == kind, Job.state.not_in(TERMINAL_STATES)
+    )
+    if (session.scalar(unfinished) or 0) >= limit:
+        raise LimitReached(f"{limit} jobs are unfinished already", code="queue_limit")
 
 
 def _append(session: Session, job: Job, event: str, data: Mapping[str, Any]) -> None:
@@ -372,11 +508,15 @@ def _move(session: Session, job: Job, state: JobState, **facts: Any) -> None:
 
 
 def _end(session: Session, job: Job, state: JobState, error: Mapping[str, Any] | None = None) -> None:
-    job.lease_expires_at = None
+    _settle(session, job)
     job.finished_at = func.now()
     job.error = dict(error) if error is not None else None
     _move(session, job, state, **({"error": job.error} if job.error else {}))
-    doom(session, job.customer_id, f"jobs/{job.id.hex}/")
+    if job.kind is not JobKind.TUNE or state is JobState.SUCCEEDED:
+        job.checkpoint = None
+        doom(session, job.customer_id, work_prefix(job.id))
+    elif job.checkpoint is None:
+        _give_up_attempts(session, job)
     if job.kind is JobKind.INGEST and state is not JobState.SUCCEEDED:
         _fail_version(session, job)
     if job.kind is JobKind.BATCH_PREDICT and state is not JobState.SUCCEEDED:
@@ -401,19 +541,58 @@ def _fail_version(session: Session, job: Job) -> None:
         doom(session, job.customer_id, f"datasets/{dataset.id.hex}/")
 
 
+def _fail(session: Session, job: Job, code: str, detail: str) -> None:
+    log = {"log": job.log_tail} if job.log_tail else {}
+    _end(session, job, JobState.FAILED, {"code": code, "detail": detail, **log})
+
+
+def _give_up_attempts(session: Session, job: Job) -> None:
+    """Whatever the attempts so far have stored. Not all below the job's prefix: another attempt may come."""
+    for attempt in range(1, job.attempt + 1):
+        doom(session, job.customer_id, f"{work_prefix(job.id)}{attempt}/")
+    job.checkpoint = None
+
+
+def _settle(session: Session, job: Job) -> None:
+    """Nobody holds the job any more: count the seconds of the attempt, as far as its lease went."""
+    if job.claimed_at is not None:
+        until = func.least(func.clock_timestamp(), job.lease_expires_at)
+        worked = max(0.0, float(session.scalars(select(func.extract("epoch", until - job.claimed_at))).one()))
+        job.worked_seconds += worked
+        scheduling.settle(session, job.customer_id, job.kind, worked)
+    job.claimed_at = job.lease_expires_at = None
+
+
+def _wound_down(session: Session, job: Job) -> bool:
+    """Do what was wished while the job was held -> whether there was such a wish."""
+    if job.state is JobState.CANCELLING:
+        _end(session, job, JobState.CANCELLED)
+    elif job.state is JobState.PAUSING:
+        _settle(session, job)
+        job.worker = None
+        _move(session, job, JobState.PAUSED)
+    else:
+        return False
+    return True
+
+
+def _queue_again(session: Session, job: Job) -> None:
+    job.available_at = func.clock_timestamp()
+    _move(session, job, JobState.QUEUED, **{"from": job.state})
+
+
 def _requeue(session: Session, job: Job, reason: str, delay_seconds: float) -> None:
-    job.lease_expires_at = None
+    _settle(session, job)
     job.worker = None
     job.available_at = func.clock_timestamp() + timedelta(seconds=delay_seconds)
     _move(session, job, JobState.QUEUED, reason=reason)
 
 
 def _crashed(session: Session, job: Job, code: str, detail: str, max_failures: int, backoff_seconds: float) -> None:
-    if job.state is JobState.CANCELLING:
-        _end(session, job, JobState.CANCELLED)
+    if _wound_down(session, job):
         return
     job.failures += 1
     if job.failures >= max_failures:
-        _end(session, job, JobState.FAILED, {"code": code, "detail": f"{detail}, for the {job.failures}. time"})
+        _fail(session, job, code, f"{detail}, for the {job.failures}. time")
     else:
         _requeue(session, job, detail, backoff_seconds * 2 ** (job.failures - 1))

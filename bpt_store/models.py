@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    CheckConstraint,
     DateTime,
     Enum,
     ForeignKey,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Text,
     UniqueConstraint,
     text,
@@ -66,10 +68,15 @@ class JobKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """queued -> running -> succeeded | failed | cancelled; `cancelling` while a worker winds down."""
+    """queued -> running -> succeeded | failed | cancelled; `paused` in between.
+
+    `pausing` and `cancelling` while a worker winds down.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -82,7 +89,7 @@ class JobState(StrEnum):
     @property
     def is_held(self) -> bool:
         """A worker holds, or should hold, a lease on the job."""
-        return self in (JobState.RUNNING, JobState.CANCELLING)
+        return self in (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
 
 
 HELD_STATES = tuple(state for state in JobState if state.is_held)
@@ -111,9 +118,12 @@ def _customer_id() -> Mapped[UUID]:
 
 class Customer(Base):
     __tablename__ = "customers"
+    __table_args__ = (CheckConstraint("weight > 0", name="weight"),)
 
     id: Mapped[UUID] = _id()
     name: Mapped[str] = mapped_column(unique=True)
+    weight: Mapped[float] = mapped_column(server_default=text("1"))  # with weight 3, three times the share of another
+    running_jobs_limit: Mapped[int | None]  # of one kind at a time; None: as many as there are workers
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -233,14 +243,26 @@ class UploadPart(Base):
 class Job(Base):
     """All long work. A committed row in state `queued` IS the job; see jobs.py for its life.
 
-    `attempt` counts claims and fences writes; `failures` counts the attempts that crashed.
+    `attempt` counts claims and fences writes; `failures` counts the attempts that crashed. `worked_seconds` is what
+    attempts took that have ended, `claimed_at` is when the one that has not began. `log_tail` is what the last attempt
+    that went wrong said at its end.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("customer_id", "id"),
         Index("jobs_queued", "kind", "created_at", postgresql_where=text("state = 'queued'")),
-        Index("jobs_held", "lease_expires_at", postgresql_where=text("state in ('running', 'cancelling')")),
+        Index(
+            "jobs_next",
+            *("customer_id", "kind", text("priority DESC"), "created_at"),
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("jobs_held", "lease_expires_at", postgresql_where=text("state in ('running', 'pausing', 'cancelling')")),
+        Index(
+            "jobs_kept_checkpoints",
+            "finished_at",
+            postgresql_where=text("state in ('failed', 'cancelled') and checkpoint is not null"),
+        ),
         Index("jobs_of_dataset", "dataset_id"),
         Index("jobs_of_customer", "customer_id", "kind", "id"),
     )
@@ -255,9 +277,12 @@ class Job(Base):
     prompt_set_id: Mapped[UUID | None]
     payload: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  # among the customer's own
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     worker: Mapped[str | None]
+    claimed_at: Mapped[datetime | None]
+    worked_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     lease_expires_at: Mapped[datetime | None]
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_event: Mapped[int] = mapped_column(server_default=text("0"))
@@ -266,9 +291,32 @@ class Job(Base):
     result: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
     error: Mapped[dict[str, Any] | None]
+    log_tail: Mapped[list[str] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class QueueShare(Base):
+    """What a customer has in a queue, and has had of its workers; see scheduling.py.
+
+    Triggers on `jobs` keep `queued` and `running`, whatever changes a job. The other two are in seconds of a worker
+    divided by the customer's weight: `served` is what was given so far, `began` what it was when the last claim began.
+    """
+
+    __tablename__ = "queue_shares"
+    __table_args__ = (
+        Index("queue_shares_waiting", "kind", "served", "customer_id", postgresql_where=text("queued > 0")),
+        Index("queue_shares_began", "kind", "began"),
+        {"info": {"derived": True}},  # not in a backup: it follows from jobs
+    )
+
+    customer_id: Mapped[UUID] = mapped_column(ForeignKey("customers.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[JobKind] = mapped_column(_enum(JobKind), primary_key=True)
+    queued: Mapped[int] = mapped_column(server_default=text("0"))
+    running: Mapped[int] = mapped_column(server_default=text("0"))
+    began: Mapped[float] = mapped_column(server_default=text("0"))
+    served: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 class JobEvent(Base):
@@ -288,6 +336,30 @@ class JobEvent(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
 
 
+class JobCheckpoint(Base):
+    """The prompt set that an epoch of a tuning job left; see checkpoints.py.
+
+    `score` and `val` are how it did on the validation split, `facts` what is published with the artifact.
+    """
+
+    __tablename__ = "job_checkpoints"
+    __table_args__ = (
+        ForeignKeyConstraint(["customer_id", "job_id"], ["jobs.customer_id", "jobs.id"], ondelete="CASCADE"),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[UUID] = _customer_id()
+    attempt: Mapped[int]
+    artifact: Mapped[bytes] = mapped_column(deferred=True)
+    sha256: Mapped[str]
+    bytes: Mapped[int]
+    score: Mapped[float]
+    val: Mapped[dict[str, Any]]
+    facts: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class PromptSet(Base):
     __tablename__ = "prompt_sets"
     __table_args__ = (UniqueConstraint("customer_id", "id"), UniqueConstraint("customer_id", "name"))
@@ -300,7 +372,11 @@ class PromptSet(Base):
 
 
 class PromptSetVersion(Base):
-    """Immutable. The artifact lives here, a few hundred kilobytes; lineage has no foreign keys."""
+    """Immutable. The artifact lives here, a few hundred kilobytes; lineage has no foreign keys.
+
+    `job_epoch` is the epoch of a checkpoint that was published; None for what came out at the end of the job.
+    `continued_from` is the version that tuning began with: {"prompt_set", "version", "artifact_sha256"}.
+    """
 
     __tablename__ = "prompt_set_versions"
     __table_args__ = (
@@ -323,8 +399,10 @@ class PromptSetVersion(Base):
     parameters: Mapped[int]
     metrics: Mapped[dict[str, Any]]
     job_id: Mapped[UUID | None]
+    job_epoch: Mapped[int | None]
     dataset_id: Mapped[UUID | None]
     dataset_version: Mapped[int | None]
+    continued_from: Mapped[dict[str, Any] | None]
     archived_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -370,6 +448,32 @@ class AliasMove(Base):
     # Not now(), the start of the transaction: moves wait for each other, and times follow the numbers.
     moved_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     request_id: Mapped[str | None]
+
+
+class IdempotencyRecord(Base):
+    """What was answered to a request with an Idempotency-Key; see idempotency.py.
+
+    `owner_id` is the customer's id, or that of an administrator's key, which has no customer. `request_sha256` is of
+    path, query and body. With a `salt` the `body` is sealed.
+    """
+
+    __tablename__ = "idempotency_records"
+    __table_args__ = (
+        CheckConstraint("owner_id = customer_id OR customer_id IS NULL", name="owner"),
+        Index("idempotency_records_expiry", "expires_at"),
+        Index("idempotency_records_of_customer", "customer_id"),
+    )
+
+    owner_id: Mapped[UUID] = mapped_column(primary_key=True)
+    key_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    customer_id: Mapped[UUID | None] = mapped_column(ForeignKey("customers.id", ondelete="CASCADE"))
+    request_sha256: Mapped[bytes]
+    status: Mapped[int]
+    location: Mapped[str | None]
+    body: Mapped[bytes]
+    salt: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
 
 
 class DoomedObject(Base):

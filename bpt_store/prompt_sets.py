@@ -33,6 +33,7 @@ class Publication:
     recipe: Mapping[str, Any]
     parameters: int
     metrics: Mapping[str, Any]
+    continued_from: Mapping[str, Any] | None = None
 
 
 def get_or_create(session: Session, customer_id: UUID, name: str) -> PromptSet:
@@ -62,8 +63,12 @@ def publish(
     job_id: UUID,
     dataset_id: UUID | None,
     dataset_version: int | None = None,
+    job_epoch: int | None = None,
 ) -> PromptSetVersion:
-    """The next version, part of the job's last transaction. The prompt set's row lock keeps numbers gapless."""
+    """The next version, part of the job's last transaction; with a `job_epoch`, from a checkpoint at any other time.
+
+    The prompt set's row lock keeps numbers gapless.
+    """
     prompt_set = session.scalars(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update()).one()
     newest = select(func.coalesce(func.max(PromptSetVersion.version), 0)).where(
         PromptSetVersion.prompt_set_id == prompt_set_id
@@ -82,8 +87,10 @@ def publish(
         parameters=publication.parameters,
         metrics=dict(publication.metrics),
         job_id=job_id,
+        job_epoch=job_epoch,
         dataset_id=dataset_id,
         dataset_version=dataset_version,
+        continued_from=dict(publication.continued_from) if publication.continued_from else None,
     )
     session.add(version)
     session.flush()

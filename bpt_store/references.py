@@ -9,18 +9,16 @@ from psycopg import Connection, sql
 
 from bpt_store import ids
 from bpt_store.backup_files import ObjectFile
-from bpt_store.models import TERMINAL_STATES
 
-_UNFINISHED = f"state NOT IN ({', '.join(repr(state.value) for state in TERMINAL_STATES)})"
-# Documents that hold objects as Objects.put_file describes them, wherever in them, and of which rows: some keep names
-# of what was given up. Other documents may hold what looks like an object, a customer's metadata for example, but
-# nobody reads one that is named there.
-HOLDING = {
-    ("dataset_versions", "objects"): "true",
-    ("dataset_versions", "source"): "true",
-    ("jobs", "checkpoint"): _UNFINISHED,
-    ("jobs", "result"): "true",
-}
+# Documents that hold objects as Objects.put_file describes them, wherever in them; what is given up is taken out of
+# them. Other documents may hold what looks like an object, a customer's metadata for example, but nobody reads one that
+# is named there.
+HOLDING = (
+    ("dataset_versions", "objects"),
+    ("dataset_versions", "source"),
+    ("jobs", "checkpoint"),
+    ("jobs", "result"),
+)
 # Tables whose rows describe an object each. Parts of an upload that is complete are in the `source` of its version.
 # (What is in doomed_objects is given up: nothing refers to it.)
 ROWS = {"upload_parts": "upload_id IN (SELECT id FROM uploads WHERE dataset_id IS NULL)"}
@@ -50,17 +48,16 @@ def referred(connection: Connection[Any]) -> Iterator[ObjectFile]:
 
 
 def _queries() -> Iterator[tuple[str, sql.Composed]]:
-    for (table, column), condition in HOLDING.items():
+    for table, column in HOLDING:
         document = sql.SQL(
             "SELECT customer_id, {}, found ->> 'key', found ->> 'sha256', (found ->> 'bytes')::bigint "
-            "FROM {}, jsonb_path_query({}, {}) AS found WHERE {}"
+            "FROM {}, jsonb_path_query({}, {}) AS found"
         )
         names = (
             _OWNERS[table],
             sql.Identifier(table),
             sql.Identifier(column),
             sql.Literal(_DESCRIBED),
-            sql.SQL(condition),
         )
         yield table, document.format(*names)
     for table, condition in ROWS.items():

@@ -104,15 +104,33 @@ class Settings(BaseSettings):
     )
     bad_image_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable images a dataset may have")
     queued_jobs_limit: int = Field(100, gt=0, description="most unfinished jobs of one kind of a customer")
+    job_checkpoints: int = Field(
+        20,
+        ge=2,
+        description="epochs of a tuning job whose prompt sets are kept: the best, the last, and some between",
+    )
+
+    idempotency_hours: float = Field(
+        24, gt=0, description="so long an answer is kept to be given again to the same Idempotency-Key"
+    )
 
     lease_seconds: float = Field(20, gt=0, description="a worker silent for so long has lost its job")
     heartbeat_seconds: float = Field(5, gt=0, description="how often a worker renews its lease")
     sweep_seconds: float = Field(2, gt=0, description="pause between two sweeps")
     ring_after_seconds: float = Field(10, gt=0, description="a job unclaimed for so long has its doorbell rung again")
+    deaf_seconds: float = Field(
+        60, gt=0, description="a worker that hears no doorbell although work has waited for so long ends"
+    )
+    running_jobs_limit: int = Field(
+        0, ge=0, description="most running jobs of one kind of a customer without a limit of his own; 0: no limit"
+    )
     retry_backoff_seconds: float = Field(
         2, ge=0, description="pause before a crashed job runs again; doubles each time"
     )
     max_failures: int = Field(3, gt=0, description="a job whose attempts crashed so often fails for good")
+    failed_checkpoint_hours: float = Field(
+        72, ge=0, description="a tuning job that failed or was cancelled so long ago is tried again from the beginning"
+    )
     stop_patience_seconds: float = Field(20, gt=0, description="time a child process gets to stop before it is killed")
     ingest_cpu_seconds: int = Field(3600, gt=0, description="CPU time limit of one ingest process")
     ingest_memory_bytes: int = Field(4 << 30, gt=0, description="address-space limit of one ingest process")

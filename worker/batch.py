@@ -46,6 +46,11 @@ class BatchPredict:
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
         jobs.keep_part(session, jobs.fence_of(job), {**stored, "done": data["done"]})
 
+    def keep_attached(
+        self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]
+    ) -> None:
+        """A batch prediction attaches nothing to its events."""
+
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         """A batch prediction has nothing beyond code and detail."""
 

@@ -3,7 +3,8 @@
 Its arguments are JOB_FILE EVENTS_FD PARENT_PID; see worker/starter.py for how it starts. The child reads the job file
 (JSON), works in the directory the file lies in, and writes one JSON object a line to EVENTS_FD:
 
-    {"event": "epoch", "data": {...}, "checkpoint": "file"?}     something happened; the file is to be kept
+    {"event": "epoch", "data": {...}, "checkpoint": "file"?, "attached": {"file", ...}?}
+                                                                 something happened; the files are to be kept
     {"done": {...}}                                              the result; the child then exits 0
     {"failed": {"code", "detail", ...}}                          the input is at fault: trying again would not help
 
@@ -49,8 +50,17 @@ class Child:
             torch.set_num_threads(self.job["threads"])
         return device_named(self.job["device"])
 
-    def event(self, name: str, data: dict[str, Any], *, checkpoint: str | None = None) -> None:
-        self._write({"event": name, "data": data} | ({"checkpoint": checkpoint} if checkpoint else {}))
+    def event(
+        self,
+        name: str,
+        data: dict[str, Any],
+        *,
+        checkpoint: str | None = None,
+        attached: dict[str, Any] | None = None,
+    ) -> None:
+        """`attached` is a small `file`, which is kept in the database, and facts about it."""
+        files = {"checkpoint": checkpoint, "attached": attached}
+        self._write({"event": name, "data": data} | {name: given for name, given in files.items() if given})
 
     def done(self, result: dict[str, Any]) -> None:
         self._write({"done": result})

@@ -49,6 +49,11 @@ class Ingest:
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
         """An ingest gives no checkpoints."""
 
+    def keep_attached(
+        self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]
+    ) -> None:
+        """An ingest attaches nothing to its events."""
+
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         assert job.dataset_id is not None
         assert job.dataset_version is not None

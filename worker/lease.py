@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 class Lease:
     """Renews while its block runs. `is_lost` once another attempt took over, or once the database could not be
-    reached for so long that the lease is about to run out; `is_cancelling` once somebody cancelled the job.
+    reached for so long that the lease is about to run out; `is_unwanted` while the job is to be cancelled
+    or paused.
     """
 
     def __init__(self, worker: Worker, fence: Fence) -> None:
@@ -30,7 +31,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_for_ever, name="lease", daemon=True)
         self._renewed_at = time.monotonic()
         self._lost = False
-        self.is_cancelling = False
+        self.is_unwanted = False
 
     @property
     def is_lost(self) -> bool:
@@ -59,4 +60,4 @@ class Lease:
                 logger.warning("lease not renewed", extra={"reason": str(error)})
             else:
                 self._renewed_at = asked_at
-                self.is_cancelling = state is JobState.CANCELLING
+                self.is_unwanted = state is not JobState.RUNNING

@@ -29,7 +29,7 @@ from worker.starter import Started, Starter, StarterLost
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1  # how often the lease and a wish to stop are looked at
-LOG_TAIL_BYTES = 4000
+LOG_TAIL_LINES, LOG_TAIL_CHARACTERS = 20, 2000
 
 
 class Kind(Protocol):
@@ -46,6 +46,12 @@ class Kind(Protocol):
         """Note where a checkpoint lies that the child gave with the event of this data."""
         ...
 
+    def keep_attached(
+        self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]
+    ) -> None:
+        """Keep a small file that the child gave with the event of this data, and the facts about it."""
+        ...
+
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         """Keep what a failure says beyond code and detail, in the transaction that fails the job."""
         ...
@@ -58,7 +64,7 @@ class Kind(Protocol):
 
 
 class _Stopped(Exception):
-    """The child was stopped because the job is being cancelled, or because this worker ends."""
+    """The child was stopped because the job is to be cancelled or paused, or because this worker ends."""
 
 
 class _Crashed(Exception):
@@ -80,7 +86,13 @@ def work(worker: Worker, job_kind: JobKind, kind: Kind) -> int:
     begun = 0
     while not worker.is_stopping():
         with worker.database.system() as session:
-            job = jobs.claim(session, job_kind, worker.name, worker.settings.lease_seconds)
+            job = jobs.claim(
+                session,
+                job_kind,
+                worker.name,
+                worker.settings.lease_seconds,
+                running_limit=worker.settings.running_jobs_limit or None,
+            )
         if job is None:
             break
         begun += 1
@@ -142,8 +154,7 @@ def _run(attempt: _Attempt) -> None:
             raise Refused(limit.code, str(limit)) from limit
         logger.info("job succeeded")
     else:
-        tail = _log_tail(attempt.directory)
-        raise _Crashed(f"the process ended with status {status}" + (f"; its last lines: {tail}" if tail else ""))
+        raise _Crashed(f"the process ended with status {status}")
 
 
 @contextmanager
@@ -172,7 +183,7 @@ def _messages(attempt: _Attempt, read_end: int) -> Iterator[dict[str, Any]]:
         while True:
             if attempt.lease.is_lost:
                 raise LeaseLost("the lease was lost")
-            if attempt.lease.is_cancelling or attempt.worker.is_stopping():
+            if attempt.lease.is_unwanted or attempt.worker.is_stopping():
                 raise _Stopped
             if not selector.select(LOOK_SECONDS):
                 continue
@@ -191,10 +202,16 @@ def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
         key = f"jobs/{attempt.job.id.hex}/{attempt.job.attempt}/{name}"
         stored = attempt.worker.objects.put_file(key, path)
         path.unlink()
+    attached = message.get("attached")
+    content = (attempt.directory / attached["file"]).read_bytes() if attached else b""
+    if attached:
+        (attempt.directory / attached["file"]).unlink()
 
     def write(session: Session) -> None:
         if stored is not None:
             attempt.kind.keep(session, attempt.job, stored, message["data"])
+        if attached:
+            attempt.kind.keep_attached(attempt.worker, session, attempt.job, content, attached, message["data"])
         jobs.record(session, attempt.fence, message["event"], message["data"])
 
     _write(attempt, write)
@@ -203,7 +220,7 @@ def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
 def _fail(attempt: _Attempt, failure: dict[str, Any]) -> None:
     def write(session: Session) -> None:
         attempt.kind.note_failure(session, attempt.job, failure)
-        jobs.fail(session, attempt.fence, failure["code"], failure["detail"])
+        jobs.fail(session, attempt.fence, failure["code"], failure["detail"], log=_log_tail(attempt.directory))
 
     _write(attempt, write)
     logger.info("job failed", extra={"code": failure["code"]})
@@ -221,6 +238,7 @@ def _crash(attempt: _Attempt, code: str, detail: str) -> None:
             detail,
             max_failures=settings.max_failures,
             backoff_seconds=settings.retry_backoff_seconds,
+            log=_log_tail(attempt.directory),
         ),
     )
 
@@ -255,8 +273,17 @@ def _directory(worker: Worker, job: Job) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _log_tail(directory: Path) -> str:
-    with (directory / "log").open("rb") as log:
-        log.seek(0, os.SEEK_END)
-        log.seek(max(0, log.tell() - LOG_TAIL_BYTES))
-        return log.read().decode("utf-8", "replace").strip()
+def _log_tail(directory: Path) -> list[str]:
+    """The last lines that this attempt's process wrote, as the customer may see them; none where it did not begin."""
+    try:
+        with (directory / "log").open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 4 * LOG_TAIL_CHARACTERS))
+            written = log.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    # PostgreSQL's text has no NUL, and nothing in it is to steer a terminal.
+    last = "\n".join(written.strip().splitlines()[-LOG_TAIL_LINES:])[-LOG_TAIL_CHARACTERS:]
+    return [
+        "".join(each if each.isprintable() else " " for each in line).rstrip() for line in last.splitlines() if line
+    ]

@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import jobs, logs, uploads
+from bpt_store import idempotency, jobs, logs, uploads
 from bpt_store.backup_files import LOCK as BACKUP_LOCK
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
@@ -22,7 +22,9 @@ DOOMED_PER_ROUND = 100
 
 
 def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
-    """Requeue what lost its lease, forget uploads nobody finishes, ring for what waits, delete doomed objects."""
+    """Requeue what lost its lease, forget uploads nobody finishes, answers of long ago and checkpoints of jobs nobody
+    tries again, ring for what waits, delete doomed objects.
+    """
     settings = worker.settings
     with worker.database.system() as session:
         if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext("bpt sweep")))):
@@ -31,9 +33,12 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
             session, max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds
         )
         forgotten = uploads.forget_expired(session)
+        idempotency.forget_expired(session)
+        given_up = jobs.give_up_checkpoints(session, settings.failed_checkpoint_hours)
         waiting = jobs.kinds_waiting(session, settings.ring_after_seconds)
-    if requeued or forgotten:
-        logger.info("swept", extra={"requeued": requeued, "uploads_forgotten": forgotten})
+    if requeued or forgotten or given_up:
+        facts = {"requeued": requeued, "uploads_forgotten": forgotten, "checkpoints_given_up": given_up}
+        logger.info("swept", extra=facts)
     for kind in waiting:
         doorbell.ring(kind)
     _delete_doomed(worker)

@@ -7,7 +7,7 @@ from functools import cache
 from bpt_store.models import JobKind
 from bpt_store.queue import task_name
 from bpt_store.settings import load_settings
-from worker.app import app, stopping
+from worker.app import app, ears, stopping
 from worker.batch import BatchPredict
 from worker.context import Worker
 from worker.ingest import Ingest
@@ -22,14 +22,17 @@ def _worker() -> Worker:
 
 @app.task(name=task_name(JobKind.INGEST))
 def ingest() -> None:
-    work(_worker(), JobKind.INGEST, Ingest())
+    with ears.hearing():
+        work(_worker(), JobKind.INGEST, Ingest())
 
 
 @app.task(name=task_name(JobKind.TUNE))
 def tune() -> None:
-    work(_worker(), JobKind.TUNE, Tune())
+    with ears.hearing():
+        work(_worker(), JobKind.TUNE, Tune())
 
 
 @app.task(name=task_name(JobKind.BATCH_PREDICT))
 def batch_predict() -> None:
-    work(_worker(), JobKind.BATCH_PREDICT, BatchPredict())
+    with ears.hearing():
+        work(_worker(), JobKind.BATCH_PREDICT, BatchPredict())

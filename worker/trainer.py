@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,17 @@ from bpt_core import artifact
 from bpt_core.backbones import load_backbone
 from bpt_core.compute import Compute, Precision
 from bpt_core.dataset import PackedDataset, Split
-from bpt_core.errors import BptError, DatasetError
+from bpt_core.errors import ArtifactError, BptError, DatasetError
 from bpt_core.evaluate import Evaluation
 from bpt_core.items import Items
 from bpt_core.recipe import Recipe
 from bpt_core.sweep import Search
 from bpt_core.train import Epoch
-from bpt_core.tuning import Tuned, tune
+from bpt_core.tuning import Standing, Tuned, tune
 from worker.child import Child
 
 CONFUSION_CLASSES = 100
+UNUSABLE = ("checkpoint_corrupt", "checkpoint_mismatch")  # what tune says of a checkpoint
 
 
 def main() -> None:
@@ -33,26 +36,42 @@ def main() -> None:
     job = child.job
     device = child.torch_device()
 
-    def on_epoch(epoch: Epoch, make_checkpoint: Callable[[], bytes]) -> None:
-        name = f"checkpoint-{epoch.epoch}.safetensors"
-        _write_whole(child.directory / name, make_checkpoint())
-        child.event("epoch", asdict(epoch), checkpoint=name)
+    until = time.monotonic() + job["seconds_left"] if job["seconds_left"] is not None else None
+
+    def is_time_up() -> bool:
+        return until is not None and time.monotonic() >= until
+
+    def on_epoch(epoch: Epoch, standing: Standing) -> None:
+        name, left = f"checkpoint-{epoch.epoch}.safetensors", f"prompt-set-{epoch.epoch}.safetensors"
+        leader = standing.leader()
+        _write_whole(child.directory / name, standing.checkpoint())
+        _write_whole(child.directory / left, leader.artifact)
+        facts = {
+            "backbone_fingerprint": backbone.fingerprint,
+            "class_names": list(dataset.class_names),
+            "recipe": leader.recipe.to_dict(),
+            "val": _trimmed(leader.val),
+        }
+        child.event("epoch", asdict(epoch), checkpoint=name, attached={"file": left, **facts})
 
     try:
         weights = Path(job["weights"]) if job["weights"] else None
         backbone = load_backbone(job["backbone"], weights=weights, device=device)
         dataset = PackedDataset([child.directory / name for name in job["shards"]])
-        checkpoint = (child.directory / job["checkpoint"]).read_bytes() if job["checkpoint"] else None
-        child.event("started", {"device": device, "resumed": checkpoint is not None})
-        tuned = tune(
+        start = artifact.from_bytes((child.directory / job["start"]).read_bytes()) if job["start"] else None
+        child.event("started", {"device": device, "resumed": bool(job["checkpoints"])})
+        run = partial(
+            tune,
             backbone,
             dataset,
             Recipe.from_dict(job["recipe"]),
             search=Search.from_dict(job["search"]) if job["search"] else None,
             compute=Compute(**{**job["compute"], "precision": Precision(job["compute"]["precision"])}),
-            checkpoint=checkpoint,
+            start=start,
             on_epoch=on_epoch,
+            is_time_up=is_time_up,
         )
+        tuned = _resumed(child, run, job["checkpoints"])
     except torch.OutOfMemoryError as error:
         child.failed("out_of_memory", f"{error}; a smaller batch_size or fewer prompts need less memory")
         return
@@ -78,8 +97,24 @@ def main() -> None:
             },
             "report": report,
             "report_failure": report_failure,
+            "stopped_by": tuned.stopped_by,
         }
     )
+
+
+def _resumed(child: Child, run: Callable[..., Tuned], checkpoints: Sequence[Mapping[str, Any]]) -> Tuned:
+    """Go on from the first of these checkpoints that can be gone on from, or else begin at the beginning.
+
+    One that cannot costs its epochs and an event `checkpoint_lost`, not the job.
+    """
+    for each in checkpoints:
+        try:
+            return run(checkpoint=(child.directory / each["file"]).read_bytes())
+        except ArtifactError as error:
+            if error.code not in UNUSABLE:
+                raise
+            child.event("checkpoint_lost", {"epoch": each["epoch"], "reason": f"{error.code}: {error}"})
+    return run()
 
 
 def _report(tuned: Tuned, dataset: PackedDataset, index: Path | None) -> tuple[dict[str, Any], str | None]:

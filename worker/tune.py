@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from bpt_core import catalog
 from bpt_core.recipe import Recipe, parameter_count
-from bpt_store import jobs, prompt_sets
+from bpt_store import checkpoints, jobs, prompt_sets
+from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import Job
 from worker import inputs
 from worker.context import Worker
+from worker.refused import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +27,18 @@ class Tune:
     crash_code = "trainer_crashed"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
-        if job.checkpoint is not None:
-            worker.objects.fetch(job.checkpoint["key"], directory / "resume", sha256=job.checkpoint["sha256"])
+        began, left = time.monotonic(), _seconds_left(job)
         return {
             **inputs.fetch_version(worker, job, directory),
-            "checkpoint": "resume" if job.checkpoint is not None else None,
+            "checkpoints": _fetch_checkpoints(worker, job, directory),
+            "start": _fetch_start(worker, job, directory),
             "backbone": job.payload["backbone"],
             "weights": inputs.local_weights(worker, job.payload["backbone"]),
             "recipe": job.payload["recipe"],
             "search": job.payload.get("search"),
             "device": worker.settings.device,
             "threads": worker.settings.threads,
+            "seconds_left": left - (time.monotonic() - began) if left is not None else None,
             "compute": {
                 "precision": worker.settings.trainer_precision,
                 "compile": worker.settings.trainer_compile,
@@ -45,6 +49,22 @@ class Tune:
 
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
         jobs.keep_checkpoint(session, jobs.fence_of(job), {**stored, "epoch": data["epoch"]})
+
+    def keep_attached(
+        self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]
+    ) -> None:
+        recipe = Recipe.from_dict(facts["recipe"])
+        left = checkpoints.Left(
+            epoch=data["epoch"],
+            artifact=content,
+            score=data["val_accuracy"],
+            val=facts["val"],
+            facts={
+                **{name: facts[name] for name in ("backbone_fingerprint", "class_names", "recipe")},
+                "parameters": parameter_count(recipe, catalog.find(job.payload["backbone"])),
+            },
+        )
+        checkpoints.keep(session, jobs.fence_of(job), left, most=worker.settings.job_checkpoints)
 
     def note_failure(self, session: Session, job: Job, failure: dict[str, Any]) -> None:
         """A tuning job has nothing beyond code and detail."""
@@ -60,6 +80,7 @@ class Tune:
             recipe=result["recipe"],
             parameters=parameter_count(recipe, catalog.find(job.payload["backbone"])),
             metrics=result["metrics"],
+            continued_from=job.payload.get("continue_from"),
         )
         if result["report_failure"]:
             # The customer gets the prompt set all the same; the fault is ours, and nobody else is told of it.
@@ -85,7 +106,68 @@ class Tune:
                     "artifact_sha256": version.artifact_sha256,
                     "artifact_bytes": version.artifact_bytes,
                     **{name: result["metrics"][name] for name in ("best_epoch", "val", "test", "trials")},
+                    "stopped_by": result["stopped_by"],
                 },
             )
 
         return finish
+
+
+def _seconds_left(job: Job) -> float | None:
+    """Of the job's budget, as its attempt begins; None without one. Refused where there is nothing to show for it."""
+    budget = job.payload.get("budget")
+    if budget is None:
+        return None
+    left: float = 60 * budget["max_minutes"] - job.worked_seconds
+    if left <= 0 and job.checkpoint is None:
+        raise Refused(
+            "budget_exhausted",
+            f"{budget['max_minutes']:g} minutes were over before the first epoch was done; give a larger budget, "
+            "or ask for less: fewer images, fewer trials, a smaller backbone",
+        )
+    return left
+
+
+def _fetch_checkpoints(worker: Worker, job: Job, directory: Path) -> list[dict[str, Any]]:
+    """What the job can go on from, now in `directory` -> [{"file", "epoch"}], the newest first.
+
+    A checkpoint that is missing or damaged will be so at the next attempt, too: it is given up.
+    """
+    found = []
+    for kept in jobs.resumable(job):
+        name = f"resume-{kept['epoch']}"
+        try:
+            worker.objects.fetch(kept["key"], directory / name, sha256=kept["sha256"])
+        except FileNotFoundError:
+            _lose(worker, job, kept, "it is missing in object storage")
+        except ValueError:
+            _lose(worker, job, kept, "it is damaged: what is stored is not what was stored")
+        else:
+            found.append({"file": name, "epoch": kept["epoch"]})
+    return found
+
+
+def _lose(worker: Worker, job: Job, kept: dict[str, Any], reason: str) -> None:
+    logger.error("a checkpoint is lost", extra={"key": kept["key"], "reason": reason})
+    with worker.database.customer(job.customer_id) as session:
+        jobs.lose_checkpoint(session, jobs.fence_of(job), kept["key"], reason)
+
+
+def _fetch_start(worker: Worker, job: Job, directory: Path) -> str | None:
+    """The version that tuning begins with, as it was when the job was created, now in `directory` -> its name."""
+    wanted = job.payload.get("continue_from")
+    if wanted is None:
+        return None
+    reference = f"{wanted['prompt_set']}:{wanted['version']}"
+    try:
+        with worker.database.customer(job.customer_id) as session:
+            _, version = prompt_sets.resolve(session, reference)
+            artifact = prompt_sets.artifact(session, version)
+    except NotFound:
+        raise Refused("continue_gone", f"{reference}, with which tuning was to begin, was deleted") from None
+    except Damaged as error:
+        raise Refused(error.code, f"tuning was to begin with {reference}: {error}") from error
+    if version.artifact_sha256 != wanted["artifact_sha256"]:
+        raise Refused("continue_gone", f"{reference} is another version than the one tuning was to begin with")
+    (directory / "start.safetensors").write_bytes(artifact)
+    return "start.safetensors"

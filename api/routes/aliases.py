@@ -9,12 +9,13 @@ from pydantic import AwareDatetime
 
 from api import schemas
 from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, require
+from api.idempotency import OnceRoute
 from api.problems import responses
 from bpt_store import aliases, ids, logs, prompt_sets
 from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
 
-router = APIRouter(prefix="/v1/prompt-sets/{name}/aliases", tags=["prompt-sets"])
+router = APIRouter(prefix="/v1/prompt-sets/{name}/aliases", tags=["prompt-sets"], route_class=OnceRoute)
 
 AliasName = Annotated[str, Path(pattern=f"^{prompt_sets.NAME_PATTERN}$", examples=["production"])]
 Mover = Annotated[Identity, Depends(require(Scope.PROMPTS_WRITE))]

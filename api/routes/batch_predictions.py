@@ -19,13 +19,14 @@ from api.deps import (
     require,
     ring_after_commit,
 )
+from api.idempotency import OnceRoute
 from api.problems import Problem, responses
 from bpt_store import batch_predictions, datasets, ids, jobs, models
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
 from bpt_store.paging import page
 
-router = APIRouter(prefix="/v1/batch-predictions", tags=["batch-predictions"])
+router = APIRouter(prefix="/v1/batch-predictions", tags=["batch-predictions"], route_class=OnceRoute)
 
 KIND = JobKind.BATCH_PREDICT
 

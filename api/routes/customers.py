@@ -7,12 +7,13 @@ from sqlalchemy import select
 
 from api import schemas
 from api.deps import AdminSession, After, Limit
+from api.idempotency import OnceRoute
 from api.problems import responses
 from bpt_store import customers, ids, models
 from bpt_store.errors import NotFound
 from bpt_store.paging import page
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=OnceRoute)
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Tuning jobs: ask for one, follow it, call it off."""
+"""Tuning jobs: ask for one, follow it, pause it, call it off, try it again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from api.deps import (
     require,
     ring_after_commit,
 )
+from api.idempotency import OnceRoute
 from api.problems import Problem, responses
 from api.report_schemas import TuningReport
-from bpt_store import datasets, ids, jobs, models, prompt_sets
+from bpt_store import datasets, ids, jobs, models, prompt_sets, scheduling
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
 from bpt_store.paging import page
 
-router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning-jobs"])
+router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning-jobs"], route_class=OnceRoute)
 
 
 @router.post(
@@ -39,6 +40,7 @@ router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning-jobs"])
         **responses(
             *("not_found", "dataset_not_ready", "dataset_unlabelled"),
             *("backbone_unknown", "backbone_noncommercial", "invalid_setting", "queue_limit"),
+            *("continue_mismatch", "artifact_corrupt", "artifact_integrity"),
         ),
     },
 )
@@ -64,6 +66,7 @@ def create_tuning_job(
         prompt_set_id=prompt_sets.get_or_create(session, customer_id, body.prompt_set).id,
         payload=payload,
         custom=body.metadata,
+        priority=body.priority,
         unfinished_limit=services.settings.queued_jobs_limit,
     )
     ring_after_commit(session, JobKind.TUNE)
@@ -89,8 +92,13 @@ def list_tuning_jobs(
 
 
 @router.get("/{job_id}", summary="Show a tuning job", responses=responses("not_found"))
-def get_tuning_job(job_id: str, session: JobsReadSession) -> schemas.TuningJob:
-    return schemas.TuningJob.of(jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE))
+def get_tuning_job(job_id: str, services: ServicesDep, session: JobsReadSession) -> schemas.TuningJob:
+    job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
+    waiting = None
+    if job.state is JobState.QUEUED:
+        with services.database.system() as everybody:  # where it stands depends on the others
+            waiting = scheduling.waiting(everybody, job, services.settings.running_jobs_limit or None)
+    return schemas.TuningJob.of(job, waiting)
 
 
 @router.post(
@@ -100,6 +108,43 @@ def get_tuning_job(job_id: str, session: JobsReadSession) -> schemas.TuningJob:
 )
 def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
     job = jobs.cancel(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
+    session.refresh(job)
+    return schemas.TuningJob.of(job)
+
+
+@router.post(
+    "/{job_id}/pause",
+    summary="Pause a tuning job: at once while it waits, within seconds while it runs",
+    responses=responses("not_found", "job_cancelling", "job_terminal"),
+)
+def pause_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
+    job = jobs.pause(session, ids.parse(ids.JOB, job_id))
+    session.refresh(job)
+    return schemas.TuningJob.of(job)
+
+
+@router.post(
+    "/{job_id}/resume",
+    summary="Let a paused tuning job go on from its last checkpoint",
+    responses=responses("not_found", "job_pausing", "job_cancelling", "job_terminal"),
+)
+def resume_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
+    job = jobs.resume(session, ids.parse(ids.JOB, job_id))
+    ring_after_commit(session, JobKind.TUNE)
+    session.refresh(job)
+    return schemas.TuningJob.of(job)
+
+
+@router.post(
+    "/{job_id}/retry",
+    summary="Try a tuning job that failed or was cancelled again, from its last checkpoint if that is still there",
+    responses=responses("not_found", "job_succeeded", "job_unfinished", "dataset_not_ready", "queue_limit"),
+)
+def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSession) -> schemas.TuningJob:
+    job = jobs.retry(session, ids.parse(ids.JOB, job_id), unfinished_limit=services.settings.queued_jobs_limit)
+    assert job.dataset_id is not None
+    datasets.get_ready(session, datasets.Reference(job.dataset_id, job.dataset_version))
+    ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)
 

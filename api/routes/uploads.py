@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api import schemas, upload_schemas
 from api.bodies import validated
-from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit
+from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit, ring_after_commit
+from api.idempotency import OnceRoute
 from api.problems import Problem, responses
-from api.receiving import ARCHIVE_TYPES, JSON, Announced, AnnouncedDep, Body, Receiver, ReceiverDep
+from api.receiving import (
+    ARCHIVE_TYPES,
+    JSON,
+    Announced,
+    AnnouncedDep,
+    Answer,
+    Body,
+    Receiver,
+    ReceiverDep,
+    sha256_of_json,
+)
 from bpt_store import datasets, ids, imports, models, uploads
 from bpt_store.models import JobKind
 from bpt_store.paging import page
 from bpt_store.quotas import Limits
 from bpt_store.uploads import Intent, Made
 
-router = APIRouter(prefix="/v1", tags=["datasets"])
+router = APIRouter(prefix="/v1", tags=["datasets"], route_class=OnceRoute)
 
 JSON_LIMIT_BYTES = 4 << 20
 
@@ -45,6 +56,7 @@ BODY_SCHEMAS = (upload_schemas.DatasetImport, upload_schemas.VersionChange)
 @router.post(
     "/datasets",
     status_code=201,
+    response_model=schemas.Dataset,
     summary="Make a dataset: of an archive or Parquet file as the raw body, or as JSON of what lies in object storage",
     responses=responses(
         *_BODY_CODES, "unsupported_media_type", "upload_expired", "quota_exceeded", "import_url_forbidden"
@@ -53,30 +65,27 @@ BODY_SCHEMAS = (upload_schemas.DatasetImport, upload_schemas.VersionChange)
 )
 async def create_dataset(
     request: Request,
-    response: Response,
     receiver: ReceiverDep,
     announced: AnnouncedDep,
     query: Annotated[upload_schemas.DatasetQuery, Query()],
-) -> schemas.Dataset:
+) -> Response:
     if announced.media_type == JSON:
         if query.model_fields_set:
             raise Problem("invalid_request", "what is asked for as JSON stands in the body, not in the query")
-        asked = validated(upload_schemas.DatasetImport, await _json(request, receiver, announced))
-        made = await receiver.transaction(lambda session: _import(session, receiver, asked))
-    else:
-        media_type = announced.archive_type()
-        if query.name is None:
-            raise Problem("invalid_request", "name: what do you call it?", param="name")
-        intent = Intent(name=query.name, options=query.options())
-        made = await _receive_whole(request, receiver, announced, intent, media_type)
-    await _ring(receiver)
-    response.headers["Location"] = f"/v1/datasets/{ids.public(ids.DATASET, made.dataset_id)}"
-    return await receiver.transaction(lambda session: _dataset(session, made))
+        given, sha256 = await _json(request, receiver, announced)
+        asked = validated(upload_schemas.DatasetImport, given)
+        return await receiver.conclude(sha256, lambda session: _new_dataset(session, _import(session, receiver, asked)))
+    media_type = announced.archive_type()
+    if query.name is None:
+        raise Problem("invalid_request", "name: what do you call it?", param="name")
+    intent = Intent(name=query.name, options=query.options())
+    return await _receive_whole(request, receiver, announced, intent, media_type, _new_dataset)
 
 
 @router.post(
     "/datasets/{dataset_id}/versions",
     status_code=201,
+    response_model=schemas.DatasetVersion,
     summary="Make the next version: add what an archive holds as the raw body, or as JSON relabel and remove items",
     responses=responses(*_BODY_CODES, *_VERSION_CODES, "unsupported_media_type", "upload_expired", "quota_exceeded"),
     openapi_extra=_takes(upload_schemas.VersionChange),
@@ -84,32 +93,32 @@ async def create_dataset(
 async def create_dataset_version(
     dataset_id: str,
     request: Request,
-    response: Response,
     receiver: ReceiverDep,
     announced: AnnouncedDep,
     base: Annotated[
         upload_schemas.VersionNumber | None, Query(description="with an archive: the version that is meant, else 409")
     ] = None,
-) -> schemas.DatasetVersion:
+) -> Response:
     identifier = ids.parse(ids.DATASET, dataset_id)
     if announced.media_type == JSON:
         if base is not None:
             raise Problem("invalid_request", "what is asked for as JSON stands in the body, not in the query")
-        asked = validated(upload_schemas.VersionChange, await _json(request, receiver, announced))
-        made = await receiver.transaction(lambda session: _change(session, identifier, asked))
-    else:
-        media_type = announced.archive_type()
-        intent = Intent(dataset_id=identifier, base=base)
-        made = await _receive_whole(request, receiver, announced, intent, media_type)
-    await _ring(receiver)
-    response.headers["Location"] = f"/v1/datasets/{dataset_id}/versions/{made.version}"
-    return await receiver.transaction(lambda session: _version(session, made))
+        given, sha256 = await _json(request, receiver, announced)
+        asked = validated(upload_schemas.VersionChange, given)
+        return await receiver.conclude(
+            sha256, lambda session: _new_version(session, _change(session, identifier, asked))
+        )
+    media_type = announced.archive_type()
+    intent = Intent(dataset_id=identifier, base=base)
+    return await _receive_whole(request, receiver, announced, intent, media_type, _new_version)
 
 
-async def _json(request: Request, receiver: Receiver, announced: Announced) -> bytes:
+async def _json(request: Request, receiver: Receiver, announced: Announced) -> tuple[bytes, str]:
+    """The body and its SHA-256, hexadecimal."""
     announced.refuse_over(JSON_LIMIT_BYTES)
     stall_seconds = receiver.services.settings.upload_stall_seconds
-    return await Body(request, limit_bytes=JSON_LIMIT_BYTES, stall_seconds=stall_seconds).whole()
+    body = Body(request, limit_bytes=JSON_LIMIT_BYTES, stall_seconds=stall_seconds)
+    return await body.whole(), body.sha256
 
 
 def _import(session: Session, receiver: Receiver, asked: upload_schemas.DatasetImport) -> Made:
@@ -133,8 +142,13 @@ def _change(session: Session, dataset_id: Any, asked: upload_schemas.VersionChan
 
 
 async def _receive_whole(
-    request: Request, receiver: Receiver, announced: Announced, intent: Intent, media_type: str
-) -> Made:
+    request: Request,
+    receiver: Receiver,
+    announced: Announced,
+    intent: Intent,
+    media_type: str,
+    answer: Callable[[Session, Made], Answer],
+) -> Response:
     """The body into object storage and a version of it, or nothing."""
     settings = receiver.services.settings
     limits = Limits.of(settings)
@@ -171,7 +185,9 @@ async def _receive_whole(
     try:
         await receiver.store(key, body)
         part = uploads.Part(1, key, body.sha256, body.size_bytes)
-        return await receiver.transaction(lambda session: uploads.finish_whole(session, upload.id, part))
+        return await receiver.conclude(
+            body.sha256, lambda session: answer(session, uploads.finish_whole(session, upload.id, part))
+        )
     except BaseException:
         # A client that went away may cancel this task: what is to be forgotten is forgotten all the same.
         await asyncio.shield(
@@ -188,21 +204,21 @@ PartNumber = Annotated[int, Path(ge=1, le=uploads.MOST_PARTS, description="1, 2,
 @router.post(
     "/uploads",
     status_code=201,
+    response_model=upload_schemas.Upload,
     tags=["uploads"],
     summary="Begin an upload in parts, which can be gone on with after a break",
     responses=responses("payload_too_large", "quota_exceeded", "not_found", "dataset_not_ready", "version_moved"),
 )
-async def create_upload(
-    body: upload_schemas.UploadCreate, response: Response, receiver: ReceiverDep
-) -> upload_schemas.Upload:
+async def create_upload(body: upload_schemas.UploadCreate, request: Request, receiver: ReceiverDep) -> Response:
     settings = receiver.services.settings
     if (body.size_bytes or 0) > settings.upload_whole_limit_bytes:
         raise Problem("payload_too_large", f"at most {settings.upload_whole_limit_bytes} bytes", param="size_bytes")
     if (body.size_bytes or 0) > body.part_bytes * uploads.MOST_PARTS:
         raise Problem("invalid_request", f"so small parts would be more than {uploads.MOST_PARTS}", param="part_bytes")
     intent = body.intent()
-    upload = await receiver.transaction(
-        lambda session: uploads.begin(
+
+    def begin(session: Session) -> Answer:
+        upload = uploads.begin(
             session,
             receiver.customer_id,
             intent,
@@ -213,9 +229,10 @@ async def create_upload(
             part_bytes=body.part_bytes,
             fingerprint=body.fingerprint,
         )
-    )
-    response.headers["Location"] = f"/v1/uploads/{ids.public(ids.UPLOAD, upload.id)}"
-    return upload_schemas.Upload.of(upload, 0, [])
+        location = f"/v1/uploads/{ids.public(ids.UPLOAD, upload.id)}"
+        return Answer(upload_schemas.Upload.of(upload, 0, []), location)
+
+    return await receiver.conclude(await sha256_of_json(request), begin)
 
 
 @router.get(
@@ -299,6 +316,7 @@ async def put_upload_part(
 @router.post(
     "/uploads/{upload_id}/complete",
     status_code=201,
+    response_model=schemas.Dataset | schemas.DatasetVersion,
     tags=["uploads"],
     summary="All parts have arrived: make the dataset or version of them; again gives the same answer",
     responses={
@@ -308,21 +326,21 @@ async def put_upload_part(
 )
 async def complete_upload(
     upload_id: str,
-    response: Response,
+    request: Request,
     receiver: ReceiverDep,
     body: upload_schemas.UploadComplete | None = None,
-) -> schemas.Dataset | schemas.DatasetVersion:
+) -> Response:
     identifier = ids.parse(ids.UPLOAD, upload_id)
     seconds = receiver.services.settings.upload_parts_expiry_seconds
     sha256 = body.sha256 if body is not None else None
-    made, is_new = await receiver.transaction(
-        lambda session: uploads.complete(session, identifier, sha256=sha256, seconds=seconds)
-    )
-    if is_new:
-        await _ring(receiver)
-    else:
-        response.status_code = 200
-    return await receiver.transaction(lambda session: _what_became(session, identifier, made))
+
+    def complete(session: Session) -> Answer:
+        made, is_new = uploads.complete(session, identifier, sha256=sha256, seconds=seconds)
+        if is_new:
+            ring_after_commit(session, JobKind.INGEST)
+        return Answer(_what_became(session, identifier, made), status=201 if is_new else 200)
+
+    return await receiver.conclude(await sha256_of_json(request), complete)
 
 
 @router.delete(
@@ -339,8 +357,15 @@ def delete_upload(upload_id: str, session: DatasetsWriteSession) -> None:
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
-async def _ring(receiver: Receiver) -> None:
-    await run_in_threadpool(receiver.services.doorbell.ring, JobKind.INGEST)
+def _new_dataset(session: Session, made: Made) -> Answer:
+    ring_after_commit(session, JobKind.INGEST)
+    return Answer(_dataset(session, made), f"/v1/datasets/{ids.public(ids.DATASET, made.dataset_id)}")
+
+
+def _new_version(session: Session, made: Made) -> Answer:
+    ring_after_commit(session, JobKind.INGEST)
+    location = f"/v1/datasets/{ids.public(ids.DATASET, made.dataset_id)}/versions/{made.version}"
+    return Answer(_version(session, made), location)
 
 
 def _dataset(session: Session, made: Made) -> schemas.Dataset:

@@ -9,11 +9,11 @@ import typer
 from bpt_client.client import Client
 from bpt_client.commands import report_tables
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
-from bpt_client.models import MethodSettings, TuningJob, TuningPlan
-from bpt_client.terminal import errors, fail, first, percent, show_facts, show_json, show_table, size
+from bpt_client.models import ContinuedFrom, MethodSettings, TuningJob, TuningPlan
+from bpt_client.terminal import duration, errors, fail, first, percent, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
 
-app = typer.Typer(no_args_is_help=True, help="Look at tuning jobs, follow and cancel them.")
+app = typer.Typer(no_args_is_help=True, help="Look at tuning jobs, follow, pause and cancel them.")
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id (job_...).")]
 
@@ -34,6 +34,13 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Trials for what is auto.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    continue_from: Annotated[
+        str | None, typer.Option(help="Begin with this version: name:3, name@alias or name.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes of running; the best so far is published.")
+    ] = None,
+    priority: Annotated[str | None, typer.Option(help="Among your own jobs that wait: low, normal or high.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan: parameters, estimated time.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job ends.")] = False,
     json: JsonOption = False,
@@ -56,12 +63,14 @@ def tune(
             "hyperparameters": {name: value for name, value in given.items() if value is not None},
             "trials": trials,
             "seed": seed,
+            "continue_from": continue_from,
+            "max_minutes": max_minutes,
         }
         reference = dataset_reference(client, dataset)
         if dry_run:
             _show_plan(client.tuning_jobs.plan(reference, prompt_set, **wanted), json)
             return
-        job = client.tuning_jobs.create(reference, prompt_set, **wanted)
+        job = client.tuning_jobs.create(reference, prompt_set, **wanted, priority=priority)
         if follow:
             job = _follow(client, job)
     _show(job, json)
@@ -117,10 +126,75 @@ def report(context: typer.Context, job: JobArgument, limit: LimitOption = 20, js
 
 
 @app.command()
+def checkpoints(context: typer.Context, job: JobArgument, limit: LimitOption = 100, json: JsonOption = False) -> None:
+    """List what the epochs of a job left and can be published, newest first."""
+    with connect(context) as client:
+        found = first(client.tuning_jobs.checkpoints(job), limit)
+    if json:
+        show_json(found)
+        return
+    rows = [
+        (each.epoch, percent(each.score), f"{each.val.loss:.3f}", size(each.artifact_bytes), each.created_at)
+        for each in found
+    ]
+    show_table(("epoch", "validation", "loss", "artifact", "created"), rows)
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    job: JobArgument,
+    epoch: Annotated[int, typer.Argument(min=1, help="One that `bpt jobs checkpoints` lists.")],
+    prompt_set: Annotated[str | None, typer.Option(help="Gets the new version; by default the job's own.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a checkpoint a version of a prompt set, also while the job runs."""
+    with connect(context) as client:
+        version = client.tuning_jobs.publish(job, epoch, prompt_set=prompt_set)
+    if json:
+        show_json(version)
+        return
+    val = version.metrics.val
+    show_facts(
+        [
+            ("prompt set", f"{version.prompt_set}:{version.version}"),
+            ("job", f"{version.job}, epoch {version.job_epoch}"),
+            ("validation", percent(val.score) if val else None),
+            ("artifact", size(version.artifact_bytes)),
+            ("sha256", version.artifact_sha256),
+        ]
+    )
+
+
+@app.command()
 def cancel(context: typer.Context, job: JobArgument) -> None:
     """Cancel a job; one that runs winds down first."""
     with connect(context) as client:
         found = client.tuning_jobs.cancel(job)
+    show_facts([("id", found.id), ("state", found.state)])
+
+
+@app.command()
+def pause(context: typer.Context, job: JobArgument) -> None:
+    """Pause a job; one that runs winds down first and keeps its last checkpoint."""
+    with connect(context) as client:
+        found = client.tuning_jobs.pause(job)
+    show_facts([("id", found.id), ("state", found.state)])
+
+
+@app.command()
+def resume(context: typer.Context, job: JobArgument) -> None:
+    """Let a paused job go on."""
+    with connect(context) as client:
+        found = client.tuning_jobs.resume(job)
+    show_facts([("id", found.id), ("state", found.state)])
+
+
+@app.command()
+def retry(context: typer.Context, job: JobArgument) -> None:
+    """Try a job that failed or was cancelled again, from its last checkpoint if that is still there."""
+    with connect(context) as client:
+        found = client.tuning_jobs.retry(job)
     show_facts([("id", found.id), ("state", found.state)])
 
 
@@ -148,10 +222,12 @@ def _show_plan(plan: TuningPlan, json: bool) -> None:
     show_facts(
         [
             ("backbone", plan.backbone),
+            ("continues", _begun(plan.continue_from)),
             ("method", _method(plan.method)),
             ("trials", plan.trials),
             ("parameters", plan.parameters or None),
             ("estimated seconds", round(plan.estimated_seconds)),
+            ("budget", f"{plan.budget.max_minutes:g} minutes" if plan.budget else None),
             *((name.replace("_", " "), value) for name, value in hyperparameters),
         ]
     )
@@ -162,6 +238,27 @@ def _method(method: MethodSettings) -> str:
         return method.type
     rank = f", rank {method.rank}" if method.rank else ""
     return f"{method.type}, {method.depth}, {method.prompts} prompts{rank}"
+
+
+def _begun(version: ContinuedFrom | None) -> str | None:
+    return f"{version}, {version.head} head" if version else None
+
+
+_WHY = {
+    "backoff": "after a crash, for a moment",
+    "running_limit": "until one of your running jobs has ended",
+    "behind_others": "behind others",
+    "workers_busy": "as the next one",
+    "no_worker": "for a worker: none is at work",
+}
+
+
+def _waiting(job: TuningJob) -> str | None:
+    if job.waiting is None:
+        return None
+    why, start = _WHY.get(job.waiting.reason, job.waiting.reason), job.waiting.start_in_seconds
+    ahead = f", {job.waiting.ahead} before it" if job.waiting.ahead else ""
+    return why + ahead + (f", some {duration(start)}" if start is not None else "")
 
 
 def _epochs(job: TuningJob) -> str | None:
@@ -177,13 +274,19 @@ def _show(job: TuningJob, json: bool) -> None:
         [
             ("id", job.id),
             ("state", job.state),
+            ("waits", _waiting(job)),
+            ("priority", job.priority if job.priority != "normal" else None),
             ("error", f"{error.detail} ({error.code})" if error else None),
             ("prompt set", f"{result.prompt_set}:{result.version}" if result else job.prompt_set),
             ("dataset", job.dataset),
             ("backbone", job.backbone),
+            ("continues", _begun(job.continue_from)),
             ("method", _method(job.method)),
             ("parameters", job.parameters or None),
             ("epoch", _epochs(job)),
+            ("stopped by", job.stopped_by),
+            ("budget", f"{job.budget.max_minutes:g} minutes" if job.budget else None),
+            ("worked", duration(job.worked_seconds) if job.worked_seconds else None),
             ("attempt", job.attempt or None),
             ("best epoch", result.best_epoch if result else None),
             ("validation", percent(result.val.score) if result else None),
@@ -191,5 +294,7 @@ def _show(job: TuningJob, json: bool) -> None:
             ("artifact", size(result.artifact_bytes) if result else None),
             ("created", job.created_at),
             ("finished", job.finished_at),
+            ("done by about", job.estimated_finish_at),
+            *(("log" if number == 0 else "", line) for number, line in enumerate(error.log if error else ())),
         ]
     )

@@ -61,7 +61,8 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 ("test", percent(test.score) if test else None),
                 ("artifact", size(one.artifact_bytes)),
                 ("sha256", one.artifact_sha256),
-                ("job", one.job),
+                ("job", f"{one.job}, epoch {one.job_epoch}" if one.job_epoch else one.job),
+                ("continued from", str(one.continued_from) if one.continued_from else None),
                 ("dataset", one.dataset),
                 ("created", one.created_at),
             ]

@@ -361,6 +361,60 @@ def test_a_restarted_attempt_is_told_while_a_job_is_watched() -> None:
     ]
 
 
+def test_a_pause_and_another_try_are_told_while_a_job_is_watched() -> None:
+    console = Console(file=StringIO(), width=200)
+
+    def event(number: int, kind: str, **data: Any) -> JobEvent:
+        return parse(JobEvent, {"number": number, "attempt": 1, "type": kind, "data": data})
+
+    with JobWatch(console, "flowers") as watch:
+        watch.show_all(
+            [
+                event(1, "state", state="running"),
+                event(2, "epoch", epoch=1, epochs=5, seconds=1.0),
+                event(3, "state", state="pausing"),
+                event(4, "state", state="paused"),
+                event(5, "state", state="queued", **{"from": "paused"}),
+                event(6, "state", state="failed", error={"code": "diverged", "detail": "no number"}),
+                event(7, "state", state="queued", **{"from": "failed"}),
+            ]
+        )
+    assert isinstance(console.file, StringIO)
+    told = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert told[1:] == [
+        "flowers: paused after epoch 1/5; it goes on when somebody resumes it (bpt jobs resume)",
+        "flowers: resumed",
+        "flowers: failed: no number (diverged)",
+        "flowers: is tried again",
+    ]
+    assert watch.interruptions == []
+
+
+def test_jobs_are_paused_resumed_and_tried_again(server: Server, bpt: Any) -> None:
+    for verb, state in (("pause", "pausing"), ("resume", "queued"), ("retry", "queued")):
+        server.will(server.json(server.job(state=state)))
+        code, out, _ = bpt("jobs", verb, "job_1")
+        assert (code, server.received[-1].path) == (0, f"/v1/tuning-jobs/job_1/{verb}")
+        assert state in out
+
+
+def test_a_job_is_asked_for_with_a_budget(server: Server, bpt: Any) -> None:
+    server.will(server.json(server.dataset(id="ds_1")), server.json(server.job(budget={"max_minutes": 7.5}), 201))
+    code, out, _ = bpt("tune", "ds_1", "--prompt-set", "flowers", "--max-minutes", "7.5")
+    assert code == 0
+    assert json.loads(server.received[-1].body)["budget"] == {"max_minutes": 7.5}
+    assert "7.5 minutes" in out
+
+
+def test_what_a_job_that_failed_said_last_is_shown(server: Server, bpt: Any) -> None:
+    error = {"code": "trainer_crashed", "detail": "it died", "log": ["Traceback", "\x1b[31mValueError: no"]}
+    server.will(server.json(server.job(state="failed", error=error)))
+    code, out, _ = bpt("jobs", "show", "job_1")
+    assert code == 0
+    first, second = out.splitlines()[-2:]
+    assert (first.split(), second.split()) == (["log", "Traceback"], ["[31mValueError:", "no"])
+
+
 def test_sizes_and_times_are_for_people() -> None:
     assert [size(999), size(1000), size(2_345_678), size(None)] == ["999 bytes", "1.0 kB", "2.3 MB", None]
     assert [duration(59.6), duration(61), duration(3661)] == ["1:00", "1:01", "1:01:01"]

@@ -60,12 +60,15 @@ def test_a_folder_is_named_as_it_is_even_with_a_dot(server: Server, client: Clie
         assert tar.getnames() == ["daisy/a.jpg"]
 
 
-def test_a_small_request_is_not_repeated(server: Server, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
-    server.will(server.raw(503))
-    with pytest.raises(errors.Unavailable):
-        client.datasets.upload(tmp_path / "a.zip")
-    assert len(server.received) == 1
+def test_a_small_file_is_sent_again_whole_under_the_same_key(server: Server, client: Client, tmp_path: Path) -> None:
+    content = b"PK\x03\x04" + bytes(1 << 20)
+    (tmp_path / "a.zip").write_bytes(content)
+    server.will(server.raw(503), server.raw(cut=True), server.json(server.dataset(), 201))
+    sent: list[int] = []
+    client.datasets.upload(tmp_path / "a.zip", on_sent=lambda done, total: sent.append(done))
+    assert [each.body for each in server.received] == [content] * 3
+    assert len({each.headers["Idempotency-Key"] for each in server.received}) == 1
+    assert (max(sent), sent[-1], sent.count(0)) == (len(content), len(content), 2)
 
 
 def test_options_are_sent_as_the_service_calls_them(server: Server, client: Client, tmp_path: Path) -> None:

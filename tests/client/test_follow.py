@@ -44,6 +44,13 @@ def test_following_goes_on_behind_a_given_event(server: Server, client: Client) 
     assert server.received[0].headers["Last-Event-ID"] == "7"
 
 
+def test_a_job_that_was_tried_again_is_followed_past_its_old_end(server: Server, client: Client) -> None:
+    states = ("running", "failed", "queued", "running", "paused", "queued", "running", "succeeded")
+    server.will(server.events(*(server.event(number, "state", state=each) for number, each in enumerate(states, 1))))
+    assert [each.state for each in client.tuning_jobs.follow("job_1")] == [*states]
+    assert len(server.received) == 1
+
+
 def test_messages_that_are_no_events_of_the_job_are_passed_over(server: Server, client: Client) -> None:
     stream = server.events(server.event(1, "state", state="failed"))
     assert stream.chunks is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,14 +99,37 @@ def test_a_get_does_not_wait_for_minutes(server: Server, client: Client) -> None
     assert (caught.value.retry_after_seconds, len(server.received)) == (120, 1)
 
 
-def test_a_post_is_never_repeated(server: Server, client: Client) -> None:
+def test_a_post_is_repeated_under_one_key_by_which_the_service_does_it_once(server: Server, client: Client) -> None:
+    away = server.json({**PROBLEM, "code": "database_unavailable"}, 503, retry_after="0")
+    busy = server.json({**PROBLEM, "code": "idempotency_in_progress"}, 409)
+    for _ in range(2):
+        server.will(server.raw(cut=True), away, busy, server.json(server.job()))
+        assert client.tuning_jobs.create("ds_1", "flowers").id == "job_1"
+    keys = [each.headers["Idempotency-Key"] for each in server.received]
+    assert len({each.body for each in server.received}) == 1
+    assert len(keys) == 8
+    assert [len(set(keys[:4])), len(set(keys[4:])), len(set(keys))] == [1, 1, 2]
+
+
+def test_a_post_is_given_up_after_some_tries_and_at_once_where_it_is_refused(server: Server, client: Client) -> None:
     server.will(server.raw(cut=True))
     with pytest.raises(errors.ConnectionFailed):
         client.tuning_jobs.create("ds_1", "flowers")
-    server.will(server.json(PROBLEM, 503, retry_after="0"))
-    with pytest.raises(errors.Unavailable):
-        client.tuning_jobs.create("ds_1", "flowers")
-    assert len(server.received) == 2
+    assert len(server.received) == 4
+    server.will(server.json({**PROBLEM, "code": "name_taken"}, 409))
+    with pytest.raises(errors.Conflict):
+        client.customers.create("x")
+    assert len(server.received) == 5
+
+
+def test_what_takes_no_key_is_never_repeated(server: Server, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    server.will(server.raw(cut=True))
+    with pytest.raises(errors.ConnectionFailed):
+        client.predict([tmp_path / "a.jpg"], "flowers")
+    with pytest.raises(errors.ConnectionFailed):
+        client.datasets.delete("ds_1")
+    assert ["Idempotency-Key" in each.headers for each in server.received] == [False, False]
 
 
 def test_nobody_listening_is_a_connection_that_failed() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from bpt_core.predict import Predictor
 from bpt_core.recipe import Recipe
 from bpt_core.sweep import Search
 from bpt_core.train import Epoch
-from bpt_core.tuning import tune
+from bpt_core.tuning import OnEpoch, Standing, tune
 from tests.core.conftest import MakeBackbone, write_flowers
 
 
@@ -84,10 +83,10 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_after(epoch: int, kept: list[bytes]) -> Callable[[Epoch, Callable[[], bytes]], None]:
-    def on_epoch(report: Epoch, checkpoint: Callable[[], bytes]) -> None:
+def interrupt_after(epoch: int, kept: list[bytes]) -> OnEpoch:
+    def on_epoch(report: Epoch, standing: Standing) -> None:
         if report.epoch == epoch:
-            kept.append(checkpoint())
+            kept.append(standing.checkpoint())
             raise Interrupted
 
     return on_epoch

@@ -244,12 +244,12 @@ def test_events_are_numbered_without_a_gap_over_all_attempts(
         assert [event.number for event in jobs.events_after(session, job_id, 3, 2)] == [4, 5]
 
 
-def test_a_newer_checkpoint_dooms_the_older_one_and_the_end_dooms_all(
+def test_newer_checkpoints_doom_all_but_the_one_before_and_the_end_dooms_all(
     database: Database, customer_id: UUID, queued: Callable[[], UUID]
 ) -> None:
     job_id = queued()
     fence = must_claim(database)
-    for key in ("one", "two"):
+    for key in ("one", "two", "three"):
         with database.customer(customer_id) as session:
             jobs.keep_checkpoint(session, fence, {"key": key})
     assert doomed(database) == ["one"]

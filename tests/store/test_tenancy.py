@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, customers, datasets, jobs, prompt_sets, uploads
+from bpt_store import aliases, customers, datasets, idempotency, jobs, prompt_sets, uploads
 from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
-from bpt_store.models import Base
+from bpt_store.idempotency import Reply, Sender
+from bpt_store.models import Base, JobCheckpoint
 from bpt_store.prompt_sets import Publication
 from bpt_store.quotas import Limits
 from bpt_store.settings import Settings
@@ -44,7 +46,10 @@ def fill(database: Database) -> Callable[[str], UUID]:
             publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
             prompt_sets.publish(session, prompt_set.id, publication, job_id=job.id, dataset_id=dataset.id)
             aliases.move(session, prompt_set.id, "production", 1, actor="key")
+            left: dict[str, Any] = {"artifact": b"a", "sha256": "", "bytes": 1, "score": 0.5, "val": {}, "facts": {}}
+            session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
             jobs.doom(session, customer_id, "key")
+            idempotency.keep(session, Sender.customer(customer_id), "key", b"request", Reply(201, b"{}"), 24)
         return customer_id
 
     return make

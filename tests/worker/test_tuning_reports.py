@@ -101,6 +101,7 @@ def done(directory: Path, failure: str | None = None) -> dict[str, Any]:
         "metrics": {"best_epoch": 1, "val": {}, "test": None, "trials": []},
         "report": REPORT,
         "report_failure": failure,
+        "stopped_by": None,
     }
 
 

@@ -1,0 +1,34 @@
+"""The sweep's rounds, one at a time."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import text
+
+from bpt_store import idempotency
+from bpt_store.db import Database
+from bpt_store.idempotency import Reply, Sender
+from bpt_store.queue import Doorbell, celery_app
+from bpt_store.settings import Settings
+from worker.context import Worker
+from worker.sweep import sweep_once
+
+
+def test_answers_are_forgotten_when_their_time_is_over(
+    settings: Settings, database: Database, customer_id: UUID
+) -> None:
+    sender = Sender.customer(customer_id)
+    with database.customer(customer_id) as session:
+        for key in ("old", "young"):
+            idempotency.keep(session, sender, key, b"request", Reply(201, b"{}"), 24)
+        session.execute(
+            text("UPDATE idempotency_records SET expires_at = now() WHERE key_sha256 = sha256(:key)"), {"key": b"old"}
+        )
+    worker = Worker.create(settings)
+    with celery_app(settings) as app:
+        sweep_once(worker, Doorbell(app))
+    worker.database.close()
+    with database.customer(customer_id) as session:
+        assert idempotency.find(session, sender, "young") is not None
+        assert session.scalar(text("SELECT count(*) FROM idempotency_records")) == 1
