@@ -122,6 +122,9 @@ class Run:
         self.faults: Counter[str] = Counter()
         self._key = self._dataset = ""
 
+    def close(self) -> None:
+        self._engine.dispose()
+
     def prepare(self) -> None:
         command = [sys.executable, "-m", "bpt_store.admin", "bootstrap", "--data-dir", str(self.data_dir)]
         admin = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().split()[-1]
@@ -303,7 +306,11 @@ def running(directory: Path) -> Iterator[Run]:
             if process.poll() is not None:
                 raise SystemExit((directory / "service.log").read_text())
             time.sleep(0.1)
-        yield Run(directory / "data", process, json.loads(ready.read_text())["url"])
+        run = Run(directory / "data", process, json.loads(ready.read_text())["url"])
+        try:
+            yield run
+        finally:
+            run.close()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=90)

@@ -26,12 +26,15 @@ class Precision(StrEnum):
 class Compute:
     """`compile` runs the prompted half of the forward through torch.compile. `image_bytes` is how much decoded
     images may take in the host's memory, for each split; `token_bytes` how much kept tokens may take on the device.
+    With several `micro_batches` each batch of training goes through the backbone in so many parts, whose gradients add
+    up to those of the whole: less memory, a little more time.
     """
 
     precision: Precision = Precision.AUTO
     compile: bool = False
     image_bytes: int = 2 << 30
     token_bytes: int = 4 << 30
+    micro_batches: int = 1
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The dtype of activations on this device."""
@@ -42,3 +45,8 @@ class Compute:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype(device) is torch.bfloat16)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no memory, on a GPU or on a CPU, which has no error of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -114,15 +114,10 @@ class Group:
                 draw = np.random.default_rng((recipe.seed, epoch, at, 3)).integers(2**62)
                 generator = torch.Generator().manual_seed(int(draw))
                 tokens, targets = objective.mix(tokens, targets, recipe.mixup, generator)
-            features = self._features(tokens, self.trials)
-            losses = [
-                self.objective(trial.head(rows), targets) for trial, rows in zip(self.trials, features, strict=True)
-            ]
-            torch.autograd.backward(losses)
+            totals += self._gradients(tokens, targets) * len(batch)
             for index, trial in enumerate(self.trials):
                 rates[index] = learning_rate(trial.recipe, epoch * len(batches) + at, len(batches))
                 trial.step(rates[index])
-            totals += torch.stack([loss.detach() for loss in losses]) * len(batch)
         self.epochs_done += 1
         train_losses = (totals / len(self.images.train)).tolist()
         evaluations = self.evaluate_val()
@@ -146,6 +141,20 @@ class Group:
             seconds=time.monotonic() - started,
             trials=len(self.trials),
         )
+
+    def _gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Of the mean loss over a batch, in each trial's parameters -> the losses [T]."""
+        total = torch.zeros(len(self.trials), device=self.backbone.device)
+        size = math.ceil(len(tokens) / self.compute.micro_batches)
+        for at in range(0, len(tokens), size):
+            rows, wanted = tokens[at : at + size], targets[at : at + size]
+            losses = [
+                self.objective(trial.head(features), wanted) * (len(rows) / len(tokens))
+                for trial, features in zip(self.trials, self._features(rows, self.trials), strict=True)
+            ]
+            torch.autograd.backward(losses)
+            total += torch.stack([loss.detach() for loss in losses])
+        return total
 
     def fit_heads(self) -> None:
         """Fit the heads alone to the features that the prompts give as they are now; candidates for the best."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -16,10 +19,16 @@ from sqlalchemy.pool import NullPool
 
 from bpt_store.settings import Settings
 
-# Bounded waiting: a database that is away gives an error within seconds, never a hang.
-_CONNECT = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2}
+Answer = TypeVar("Answer")
 
+# Bounded waiting: a database that is away gives an error within seconds, never a hang. And who freezes in the middle of
+# a transaction keeps its locks for a minute only.
+_CONNECT: dict[str, Any] = {
+    **{"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2},
+    "options": "-c idle_in_transaction_session_timeout=60000",
+}
 _PATIENCE_SECONDS = 5
+_ANSWER_SECONDS = 10.0  # nothing here asks for more than milliseconds of work
 
 
 class CustomerSession(Session):
@@ -73,6 +82,7 @@ class LongLocks:
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, connect_args=_CONNECT, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        event.listen(self._engine, "do_connect", _connect)
         self._connection: Connection | None = None
         self._held: set[int] = set()
         self._guard = Lock()
@@ -122,4 +132,27 @@ class LongLocks:
 
 def _engine(url: str) -> Engine:
     options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 10}
-    return create_engine(url, connect_args=_CONNECT, pool_timeout=_PATIENCE_SECONDS, **options)
+    engine = create_engine(url, connect_args=_CONNECT, pool_timeout=_PATIENCE_SECONDS, **options)
+    event.listen(engine, "do_connect", _connect)
+    return engine
+
+
+def _connect(_dialect: object, _record: object, arguments: Sequence[Any], options: dict[str, Any]) -> _Impatient:
+    return _Impatient.connect(*arguments, **options)
+
+
+class _Impatient(psycopg.Connection[Any]):
+    """Gives up on a server that takes a question and never answers: frozen, or behind a network that swallows packets.
+
+    Neither the kernel nor PostgreSQL would tell.
+    """
+
+    def wait(self, gen: PQGen[Answer], interval: float = 0.1, timeout: float | None = None) -> Answer:
+        begun = time.monotonic()
+        try:
+            return super().wait(gen, interval, timeout or _ANSWER_SECONDS)
+        except psycopg.Error:
+            if time.monotonic() - begun < (timeout or _ANSWER_SECONDS):
+                raise
+            self.pgconn.finish()  # whatever still came would be taken for the answer to something else
+            raise psycopg.OperationalError(f"PostgreSQL has not answered for {_ANSWER_SECONDS:g} seconds") from None

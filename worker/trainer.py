@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch._dynamo  # else the first optimizer of each job would import it, in
 
 from bpt_core import artifact
 from bpt_core.backbones import load_backbone
-from bpt_core.compute import Compute, Precision
+from bpt_core.compute import Compute, Precision, is_out_of_memory
 from bpt_core.dataset import PackedDataset, Split
 from bpt_core.errors import ArtifactError, BptError, DatasetError
 from bpt_core.evaluate import Evaluation
@@ -37,6 +38,7 @@ def main() -> None:
     device = child.torch_device()
 
     until = time.monotonic() + job["seconds_left"] if job["seconds_left"] is not None else None
+    latest: list[bytes] = []  # checkpoint of this attempt, if there is one
 
     def is_time_up() -> bool:
         return until is not None and time.monotonic() >= until
@@ -44,7 +46,8 @@ def main() -> None:
     def on_epoch(epoch: Epoch, standing: Standing) -> None:
         name, left = f"checkpoint-{epoch.epoch}.safetensors", f"prompt-set-{epoch.epoch}.safetensors"
         leader = standing.leader()
-        _write_whole(child.directory / name, standing.checkpoint())
+        latest[:] = [standing.checkpoint()]
+        _write_whole(child.directory / name, latest[0])
         _write_whole(child.directory / left, leader.artifact)
         facts = {
             "backbone_fingerprint": backbone.fingerprint,
@@ -66,13 +69,19 @@ def main() -> None:
             dataset,
             Recipe.from_dict(job["recipe"]),
             search=Search.from_dict(job["search"]) if job["search"] else None,
-            compute=Compute(**{**job["compute"], "precision": Precision(job["compute"]["precision"])}),
             start=start,
             on_epoch=on_epoch,
             is_time_up=is_time_up,
         )
-        tuned = _resumed(child, run, job["checkpoints"])
-    except torch.OutOfMemoryError as error:
+
+        def attempt(compute: Compute) -> Tuned:
+            if latest:
+                return run(compute=compute, checkpoint=latest[0])
+            return _resumed(child, partial(run, compute=compute), job["checkpoints"])
+
+        compute = Compute(**{**job["compute"], "precision": Precision(job["compute"]["precision"])})
+        tuned = _within_memory(child, attempt, compute)
+    except OutOfMemory as error:
         child.failed("out_of_memory", f"{error}; a smaller batch_size or fewer prompts need less memory")
         return
     except BptError as error:
@@ -100,6 +109,28 @@ def main() -> None:
             "stopped_by": tuned.stopped_by,
         }
     )
+
+
+class OutOfMemory(Exception):
+    """Half of the batch at a time was still too much."""
+
+
+def _within_memory(child: Child, attempt: Callable[[Compute], Tuned], compute: Compute) -> Tuned:
+    """Once more, with half of each batch at a time, where memory does not do; the numbers stay the same but for
+    rounding. Raises OutOfMemory."""
+    for parts in (1, 2):
+        try:
+            return attempt(replace(compute, micro_batches=parts))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Only here, outside of the clause: the error's frames hold what fills the memory.
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+        if parts == 1:
+            child.event("out_of_memory", {"reason": reason, "micro_batches": 2})
+    raise OutOfMemory(reason)
 
 
 def _resumed(child: Child, run: Callable[..., Tuned], checkpoints: Sequence[Mapping[str, Any]]) -> Tuned:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import psutil
 import pytest
+import redis
 from sqlalchemy import create_engine, make_url, text
 
 from bpt_store import jobs
@@ -92,6 +93,8 @@ def test_a_database_that_is_away_proves_nothing(
 
 def test_a_deaf_worker_leaves_no_process(settings: Settings, queued: Callable[[JobKind], None]) -> None:
     """A real one, whose broker has no sweep that rings."""
+    with redis.Redis.from_url(settings.redis_url.get_secret_value().replace("redis+socket", "unix")) as client:
+        client.flushall()  # other tests have rung
     queued(JobKind.TUNE)
     environment = {
         **os.environ,
