@@ -54,6 +54,14 @@ def eventually(look: Callable[[], Found | None], *, seconds: float = 60, what: s
     raise AssertionError(f"{what} did not happen within {seconds} seconds")
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Also where nobody has buried it yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass
 class Service:
     url: str

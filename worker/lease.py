@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +19,8 @@ from bpt_store.models import JobState
 from worker.context import Worker
 
 logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
 
 
 class Lease:
@@ -38,6 +42,25 @@ class Lease:
         settings = self._worker.settings
         margin = min(settings.heartbeat_seconds, settings.lease_seconds / 4)
         return self._lost or time.monotonic() - self._renewed_at > settings.lease_seconds - margin
+
+    @contextmanager
+    def guarding(self, kill: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, `kill` is called once the lease is lost, even if all else waits for the database."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(LOOK_SECONDS):
+                if self.is_lost:
+                    kill()
+                    return
+
+        guard = threading.Thread(target=watch, name="guard", daemon=True)
+        guard.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            guard.join()
 
     def __enter__(self) -> Self:
         self._thread.start()

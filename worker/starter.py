@@ -126,6 +126,10 @@ class Started:
             self.status = self._starter.answer(seconds)
         return self.status
 
+    def kill(self) -> None:
+        """At once; for any thread, before `stop`."""
+        self._signal(signal.SIGKILL)
+
     def stop(self, patience_seconds: float) -> None:
         """Ask the process to end, wait so long, then kill it, or its starter if even that does not help."""
         if self._is_closed:

@@ -168,7 +168,8 @@ def _child(attempt: _Attempt, job_file: Path) -> Iterator[tuple[Started, Iterato
         finally:
             os.close(write_end)
         try:
-            yield process, _messages(attempt, read_end)
+            with attempt.lease.guarding(process.kill):
+                yield process, _messages(attempt, read_end)
         finally:
             process.stop(attempt.worker.settings.stop_patience_seconds)
     finally:

@@ -16,7 +16,7 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Settings
 from bpt_store.up import environment_of
 from tests import archives
-from tests.service import Customer, Service, eventually
+from tests.service import Customer, Service, eventually, has_ended
 
 EPOCHS = 9
 LONG: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4, "head_fit_epochs": 2, "views": 1}}
@@ -36,13 +36,6 @@ def trainer(service: Service) -> psutil.Process:
     """The process of a job, not the one that has started it."""
     found = eventually(lambda: service.processes("worker.trainer")[1:] or None, what="a trainer")
     return found[0]
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def epochs(customer: Customer, job: dict[str, Any]) -> list[tuple[int, int]]:
@@ -90,8 +83,7 @@ def test_a_killed_supervisor_takes_its_trainer_along_and_another_goes_on(
     workers = service.processes("--queues tune")
     for worker in workers:
         worker.kill()
-    # Whoever adopts it may be slow to bury it.
-    eventually(lambda: _has_ended(child) or None, seconds=2, what="the end of the trainer")
+    eventually(lambda: has_ended(child) or None, seconds=2, what="the end of the trainer")
     finished = customer.finished(job)
     assert (finished["state"], finished["attempt"]) == ("succeeded", 2)
     assert_went_on_from_the_checkpoint(customer, job)

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from benchmarks.faults import JOB, VICTIMS, Run, running
-from tests.service import eventually
+from tests.service import eventually, has_ended
 
 SCHEDULES, JOBS = 3, 4
 LEASE = 3.0  # seconds, as benchmarks/faults.py has it
@@ -116,7 +116,7 @@ def test_a_silent_postgres_is_a_503_in_time_and_a_trainer_stops_before_its_lease
         for server in servers:
             server.suspend()
         try:
-            assert psutil.wait_procs([trainer], timeout=LEASE)[1] == []
+            eventually(lambda: has_ended(trainer) or None, seconds=LEASE, what="the end of the trainer")
             silent_since = time.monotonic()
             with httpx.Client(base_url=run._url, headers=http.headers, timeout=60) as other:
                 reply = other.get(f"/v1/tuning-jobs/{job}")
