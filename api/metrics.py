@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import jobs
+from bpt_store import scheduling
 from bpt_store.db import Database
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class QueueMetrics(Collector):
         wait = GaugeMetricFamily("bpt_oldest_wait_seconds", "age of the oldest queued job", labels=["kind"])
         try:
             with self._database.system() as session:
-                depths = jobs.depths(session)
+                depths = scheduling.depths(session)
         except SQLAlchemyError:
             return  # a scrape must not fail because the database is away
         for depth in depths:

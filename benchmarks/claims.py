@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from sqlalchemy import make_url, text
 
-from bpt_store import jobs, roles
+from bpt_store import jobs, roles, scheduling
 from bpt_store.db import Database
 from bpt_store.embedded import EmbeddedServices
 from bpt_store.models import JobKind
@@ -77,7 +77,7 @@ def measure(database: Database, count: int, customers: int, claims: int) -> dict
         claimed.append(1e3 * (time.perf_counter() - begun))
         begun = time.perf_counter()
         with database.system() as session:
-            jobs.kinds_waiting(session, 0)
+            scheduling.kinds_waiting(session, 0)
         looked.append(1e3 * (time.perf_counter() - begun))
     database.close()
     return {

@@ -8,6 +8,9 @@ TUNE_WORKERS = 2
 
 
 class FaultService(up.Up):
+    def _start(self, name: str, environment: dict[str, str]) -> None:
+        super()._start(name, {**environment, "BPT_ROLE": "api"})  # nobody predicts here
+
     def _commands(self) -> dict[str, list[str]]:
         commands = super()._commands()
         tune = ["benchmarks.tiny_worker" if word == "worker.app" else word for word in commands.pop("worker-tune")]

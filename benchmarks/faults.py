@@ -65,7 +65,6 @@ SHORT_TIMES = {
     "BPT_QUEUED_JOBS_LIMIT": "100000",
     "BPT_THREADS": "1",
     "BPT_INGEST_DECODERS": "1",
-    "BPT_ROLE": "api",
     "OMP_NUM_THREADS": "1",
 }
 JOB: dict[str, Any] = {

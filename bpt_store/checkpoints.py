@@ -2,7 +2,7 @@
 
 They live in the database, as artifacts do, and go with their job. A job keeps a limited number: always the best by
 validation score and the newest; of the others the one goes whose neighbours are closest together, so that what stays is
-spread evenly over the epochs. (What a job goes on from after a crash is something else: see jobs.keep_checkpoint.)
+spread evenly over the epochs. (What a job goes on from after a crash is something else: see resuming.keep_checkpoint.)
 """
 
 from __future__ import annotations

@@ -54,8 +54,6 @@ from bpt_store.models import (
 )
 from bpt_store.scheduling import Priority
 
-KEPT_CHECKPOINTS = 2  # to go on from, of a tuning job
-
 
 @dataclass(frozen=True)
 class Fence:
@@ -256,6 +254,14 @@ def fence_of(job: Job) -> Fence:
     return Fence(job.customer_id, job.id, job.attempt)
 
 
+def held(session: Session, fence: Fence) -> Job:
+    """The job's row, locked, for what is to be written about it. LeaseLost if replaced."""
+    job = session.scalar(select(Job).where(fence._holds()).with_for_update())
+    if job is None:
+        raise LeaseLost(f"attempt {fence.attempt} was replaced")
+    return job
+
+
 def renew(session: Session, fence: Fence, lease_seconds: float) -> JobState:
     """The heartbeat -> the job's state, in which a wish to cancel or pause shows. LeaseLost if replaced."""
     state: JobState | None = session.scalar(
@@ -271,62 +277,20 @@ def renew(session: Session, fence: Fence, lease_seconds: float) -> JobState:
 
 def record(session: Session, fence: Fence, event: str, data: Mapping[str, Any]) -> None:
     """Append an event; one called `epoch` or `progress` is also kept as the job's progress."""
-    job = _held(session, fence)
+    job = held(session, fence)
     _append(session, job, event, data)
     if event in ("epoch", "progress"):
         job.progress = {"type": event, **data}
 
 
-def keep_checkpoint(session: Session, fence: Fence, stored: Mapping[str, Any]) -> None:
-    """Note where the newest checkpoint lies. The one before stays, should this one be lost; older ones are given up."""
-    job = _held(session, fence)
-    # Noted twice it is there once: where a commit's answer was lost, it is written again.
-    newest_first = [dict(stored), *(each for each in resumable(job) if each["key"] != stored["key"])]
-    for old in newest_first[KEPT_CHECKPOINTS:]:
-        doom(session, job.customer_id, old["key"])
-    job.checkpoint = _chained(newest_first[:KEPT_CHECKPOINTS])
-
-
-def lose_checkpoint(session: Session, fence: Fence, key: str, reason: str) -> None:
-    """A checkpoint turned out to be missing or damaged: it is given up, and an event `checkpoint_lost` says why."""
-    job = _held(session, fence)
-    kept = resumable(job)
-    for lost in [each for each in kept if each["key"] == key]:
-        kept.remove(lost)
-        doom(session, job.customer_id, key)
-        _append(session, job, "checkpoint_lost", {"epoch": lost["epoch"], "reason": reason})
-    job.checkpoint = _chained(kept)
-
-
-def resumable(job: Job) -> list[dict[str, Any]]:
-    """The checkpoints that a tuning job can go on from, the newest first: what `keep_checkpoint` was given."""
-    found, at = [], job.checkpoint
-    while at is not None:
-        found.append({name: value for name, value in at.items() if name != "before"})
-        at = at.get("before")
-    return found
-
-
-def keep_part(session: Session, fence: Fence, stored: Mapping[str, Any]) -> None:
-    """Note where a finished part of the work lies, behind the earlier ones; noted twice it is there once."""
-    job = _held(session, fence)
-    earlier = [part for part in parts(job) if part["key"] != stored["key"]]
-    job.checkpoint = {"parts": [*earlier, dict(stored)]}
-
-
-def parts(job: Job) -> list[dict[str, Any]]:
-    """What `keep_part` has noted so far, in all attempts, in order."""
-    return list(job.checkpoint["parts"]) if job.checkpoint is not None else []
-
-
 def keep_report(session: Session, fence: Fence, report: Mapping[str, Any]) -> None:
     """What there is to read about the work, beyond its result."""
-    _held(session, fence).report = dict(report)
+    held(session, fence).report = dict(report)
 
 
 def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
     """The end, in the same transaction as what the job was to bring about."""
-    job = _held(session, fence)
+    job = held(session, fence)
     job.result = dict(result)
     _end(session, job, JobState.SUCCEEDED)
     return job
@@ -334,14 +298,14 @@ def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
 
 def fail(session: Session, fence: Fence, code: str, detail: str, *, log: Sequence[str] = ()) -> None:
     """The end of a job that would fail again, for its input is at fault. `log` is what it said last, line by line."""
-    job = _held(session, fence)
+    job = held(session, fence)
     job.log_tail = list(log) or None
     _fail(session, job, code, detail)
 
 
 def cancelled(session: Session, fence: Fence) -> None:
     """The worker has wound down a job that was to be cancelled."""
-    _end(session, _held(session, fence), JobState.CANCELLED)
+    _end(session, held(session, fence), JobState.CANCELLED)
 
 
 def give_back(session: Session, fence: Fence, reason: str) -> None:
@@ -349,7 +313,7 @@ def give_back(session: Session, fence: Fence, reason: str) -> None:
 
     No failure is counted.
     """
-    job = _held(session, fence)
+    job = held(session, fence)
     if not _wound_down(session, job):
         _requeue(session, job, reason, delay_seconds=0)
 
@@ -368,7 +332,7 @@ def crash(
 
     `log` is what the attempt said last, line by line.
     """
-    job = _held(session, fence)
+    job = held(session, fence)
     job.log_tail = list(log) or None
     _crashed(session, job, code, detail, max_failures, backoff_seconds)
 
@@ -406,67 +370,12 @@ def give_up_checkpoints(session: Session, older_than_hours: float) -> int:
     return len(kept)
 
 
-def kinds_waiting(session: Session, older_than_seconds: float) -> list[JobKind]:
-    """Kinds of which a job could have been claimed for so long and was not."""
-    before = func.clock_timestamp() - timedelta(seconds=older_than_seconds)
-    # For each kind as far as the first one, however many there are.
-    waits = {
-        kind: select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
-        for kind in JobKind
-    }
-    return [kind for kind, exists in waits.items() if session.scalar(select(exists))]
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How many unfinished jobs of a kind are in a state; how long the oldest has waited, if it is `queued`."""
-
-    kind: JobKind
-    state: JobState
-    jobs: int
-    oldest_wait_seconds: float | None
-
-
-def depths(session: Session) -> list[Depth]:
-    """The queues of all customers (system session)."""
-    age = func.extract("epoch", func.clock_timestamp() - func.min(Job.available_at))
-    rows = session.execute(
-        select(Job.kind, Job.state, func.count(), age)
-        .where(Job.state.not_in(TERMINAL_STATES))
-        .group_by(Job.kind, Job.state)
-    )
-    return [
-        Depth(kind, state, count, max(0.0, float(seconds)) if state is JobState.QUEUED else None)
-        for kind, state, count, seconds in rows
-    ]
-
-
 def doom(session: Session, customer_id: UUID, key: str) -> None:
     """Have an object, or all below a prefix that ends in "/", deleted once this transaction has committed."""
     session.add(DoomedObject(customer_id=customer_id, key=key))
 
 
 # --- inside ----------------------------------------------------------------------------------------------------
-
-
-def _chained(newest_first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The inverse of `resumable`: each holds the one before it."""
-    chain: dict[str, Any] | None = None
-    for each in reversed(newest_first):
-        chain = {**each, **({"before": chain} if chain is not None else {})}
-    return chain
-
-
-def held(session: Session, fence: Fence) -> Job:
-    """The job's row, locked, for what another module is to write about it. LeaseLost if replaced."""
-    return _held(session, fence)
-
-
-def _held(session: Session, fence: Fence) -> Job:
-    job = session.scalar(select(Job).where(fence._holds()).with_for_update())
-    if job is None:
-        raise LeaseLost(f"attempt {fence.attempt} was replaced")
-    return job
 
 
 def _unfinished(session: Session, job_id: UUID, kind: JobKind) -> Job:

@@ -11,14 +11,14 @@ A claim costs the same with ten jobs waiting and with a hundred thousand: it rea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, ScalarSelect, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from bpt_store.models import Customer, Job, JobKind, JobState, QueueShare
+from bpt_store.models import TERMINAL_STATES, Customer, Job, JobKind, JobState, QueueShare
 
 EXPECTED_SECONDS = 60.0
 _RECENT_JOBS = 20
@@ -133,6 +133,44 @@ def waiting(session: Session, job: Job, running_limit: int | None = None) -> Wai
     if usual is not None and workers:
         start = max((own + others + 1) * usual / workers, (job.available_at - now).total_seconds())
     return Waiting(reason, own + others, start)
+
+
+# --- queues ------------------------------------------------------------------------------------------------------
+
+
+def kinds_waiting(session: Session, older_than_seconds: float) -> list[JobKind]:
+    """Kinds of which a job could have been claimed for so long and was not."""
+    before = func.clock_timestamp() - timedelta(seconds=older_than_seconds)
+    # For each kind as far as the first one, however many there are.
+    waits = {
+        kind: select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
+        for kind in JobKind
+    }
+    return [kind for kind, exists in waits.items() if session.scalar(select(exists))]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many unfinished jobs of a kind are in a state; how long the oldest has waited, if it is `queued`."""
+
+    kind: JobKind
+    state: JobState
+    jobs: int
+    oldest_wait_seconds: float | None
+
+
+def depths(session: Session) -> list[Depth]:
+    """The queues of all customers (system session)."""
+    age = func.extract("epoch", func.clock_timestamp() - func.min(Job.available_at))
+    rows = session.execute(
+        select(Job.kind, Job.state, func.count(), age)
+        .where(Job.state.not_in(TERMINAL_STATES))
+        .group_by(Job.kind, Job.state)
+    )
+    return [
+        Depth(kind, state, count, max(0.0, float(seconds)) if state is JobState.QUEUED else None)
+        for kind, state, count, seconds in rows
+    ]
 
 
 # --- inside ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from bpt_store import batch_predictions, jobs
+from bpt_store import batch_predictions, jobs, resuming
 from bpt_store.models import Job
 from worker import inputs
 from worker.context import Worker
@@ -23,7 +23,7 @@ class BatchPredict:
             artifacts = batch_predictions.artifacts(session, job)
         for index, data in enumerate(artifacts):
             (directory / f"prompt-set-{index}.safetensors").write_bytes(data)
-        parts = jobs.parts(job)
+        parts = resuming.parts(job)
         for index, part in enumerate(parts):
             worker.objects.fetch(part["key"], directory / f"earlier-{index}.parquet", sha256=part["sha256"])
         prompt_sets = job.payload["prompt_sets"]
@@ -44,7 +44,7 @@ class BatchPredict:
         }
 
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
-        jobs.keep_part(session, jobs.fence_of(job), {**stored, "done": data["done"]})
+        resuming.keep_part(session, jobs.fence_of(job), {**stored, "done": data["done"]})
 
     def keep_attached(
         self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]

@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import idempotency, jobs, logs, uploads
+from bpt_store import idempotency, jobs, logs, scheduling, uploads
 from bpt_store.backup_files import LOCK as BACKUP_LOCK
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
@@ -35,7 +35,7 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
         forgotten = uploads.forget_expired(session)
         idempotency.forget_expired(session)
         given_up = jobs.give_up_checkpoints(session, settings.failed_checkpoint_hours)
-        waiting = jobs.kinds_waiting(session, settings.ring_after_seconds)
+        waiting = scheduling.kinds_waiting(session, settings.ring_after_seconds)
     if requeued or forgotten or given_up:
         facts = {"requeued": requeued, "uploads_forgotten": forgotten, "checkpoints_given_up": given_up}
         logger.info("swept", extra=facts)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from bpt_core import catalog
 from bpt_core.recipe import Recipe, parameter_count
-from bpt_store import checkpoints, jobs, prompt_sets
+from bpt_store import checkpoints, jobs, prompt_sets, resuming
 from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import Job
 from worker import inputs
@@ -48,7 +48,7 @@ class Tune:
         }
 
     def keep(self, session: Session, job: Job, stored: dict[str, Any], data: dict[str, Any]) -> None:
-        jobs.keep_checkpoint(session, jobs.fence_of(job), {**stored, "epoch": data["epoch"]})
+        resuming.keep_checkpoint(session, jobs.fence_of(job), {**stored, "epoch": data["epoch"]})
 
     def keep_attached(
         self, worker: Worker, session: Session, job: Job, content: bytes, facts: dict[str, Any], data: dict[str, Any]
@@ -134,7 +134,7 @@ def _fetch_checkpoints(worker: Worker, job: Job, directory: Path) -> list[dict[s
     A checkpoint that is missing or damaged will be so at the next attempt, too: it is given up.
     """
     found = []
-    for kept in jobs.resumable(job):
+    for kept in resuming.resumable(job):
         name = f"resume-{kept['epoch']}"
         try:
             worker.objects.fetch(kept["key"], directory / name, sha256=kept["sha256"])
@@ -150,7 +150,7 @@ def _fetch_checkpoints(worker: Worker, job: Job, directory: Path) -> list[dict[s
 def _lose(worker: Worker, job: Job, kept: dict[str, Any], reason: str) -> None:
     logger.error("a checkpoint is lost", extra={"key": kept["key"], "reason": reason})
     with worker.database.customer(job.customer_id) as session:
-        jobs.lose_checkpoint(session, jobs.fence_of(job), kept["key"], reason)
+        resuming.lose_checkpoint(session, jobs.fence_of(job), kept["key"], reason)
 
 
 def _fetch_start(worker: Worker, job: Job, directory: Path) -> str | None:

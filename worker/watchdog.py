@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import jobs
+from bpt_store import scheduling
 from bpt_store.db import Database
 from bpt_store.models import JobKind
 
@@ -55,7 +55,7 @@ def wait_until_deaf(
             continue
         try:
             with database.system() as session:
-                waiting = set(kinds).intersection(jobs.kinds_waiting(session, deaf_seconds))
+                waiting = set(kinds).intersection(scheduling.kinds_waiting(session, deaf_seconds))
         except SQLAlchemyError as error:  # away: that nothing is heard proves nothing
             logger.warning("watchdog cannot look", extra={"reason": str(error)})
             continue

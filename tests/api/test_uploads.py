@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from api.deps import Services
 from api.indexes import Indexes
 from api.routes import uploads
-from bpt_store import customers, datasets, ids, jobs
+from bpt_store import customers, datasets, ids, scheduling
 from bpt_store.customers import CUSTOMER_SCOPES
 from bpt_store.db import Database
 from bpt_store.models import JobKind
@@ -254,7 +254,7 @@ def test_a_link_below_an_allowed_url_is_a_source(settings: Settings, database: D
     with database.customer(customer_id) as session:
         made = datasets.version(session, ids.parse(ids.DATASET, dataset["id"]), 1)
         assert made.source == {"url": url}
-        assert jobs.kinds_waiting(session, -1) == [JobKind.INGEST]
+        assert scheduling.kinds_waiting(session, -1) == [JobKind.INGEST]
 
 
 # --- in parts --------------------------------------------------------------------------------------------------

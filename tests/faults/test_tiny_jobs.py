@@ -17,7 +17,7 @@ import redis
 from benchmarks.faults import JOB, VICTIMS, Run, running
 from tests.service import eventually, has_ended
 
-SCHEDULES, JOBS = 3, 4
+SCHEDULES, JOBS = 2, 4
 LEASE = 3.0  # seconds, as benchmarks/faults.py has it
 
 
@@ -48,7 +48,7 @@ def test_a_redis_that_is_killed_and_emptied_costs_no_job(run: Run) -> None:
     workers = VICTIMS["worker"](family(run))
     for worker in workers:
         worker.suspend()
-    ask(run, 20)
+    ask(run, 12)
     (server,) = VICTIMS["redis"](family(run))
     server.kill()
     asked_at = time.monotonic()

@@ -33,6 +33,8 @@ from bpt_store import (
     prompt_sets,
     references,
     restore,
+    resuming,
+    scheduling,
     uploads,
 )
 from bpt_store.backup_files import LOCK, OBJECTS, BackupError, Manifest, Place
@@ -104,11 +106,11 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
     result = put(f"{jobs.results_prefix(batch.id)}1/predictions.parquet")
     half = put(f"jobs/{stopped.id.hex}/1/part-0.parquet")
     with database.customer(customer_id) as session:
-        jobs.keep_checkpoint(session, jobs.fence_of(tuning), {**checkpoint, "epoch": 1})
-        jobs.keep_checkpoint(session, jobs.fence_of(tuned), {**given_up, "epoch": 1})
+        resuming.keep_checkpoint(session, jobs.fence_of(tuning), {**checkpoint, "epoch": 1})
+        resuming.keep_checkpoint(session, jobs.fence_of(tuned), {**given_up, "epoch": 1})
         checkpoints.keep(session, jobs.fence_of(tuned), checkpoints.Left(1, ARTIFACT, 0.5, {"x": "ü"}, {}), most=2)
         jobs.succeed(session, jobs.fence_of(tuned), {})
-        jobs.keep_part(session, jobs.fence_of(stopped), {**half, "done": 4})
+        resuming.keep_part(session, jobs.fence_of(stopped), {**half, "done": 4})
         jobs.succeed(session, jobs.fence_of(batch), {"images": 3, "files": {"parquet": result}})
     put(f"uploads/{upload.hex}/9-unfinished")  # an attempt that died: nothing refers to it
     keys = {*ready, part, unread_part, str(checkpoint["key"]), str(result["key"]), str(half["key"])}
@@ -285,7 +287,7 @@ def test_jobs_that_ran_are_claimed_again_and_find_their_checkpoint(
     with database.system() as session:  # time passes
         session.execute(update(Job).values(lease_expires_at=Job.lease_expires_at - timedelta(hours=1)))
         assert jobs.requeue_expired(session, max_failures=3, backoff_seconds=0) == 2
-        assert JobKind.TUNE in jobs.kinds_waiting(session, -1)
+        assert JobKind.TUNE in scheduling.kinds_waiting(session, -1)
     with database.system() as session:
         job = jobs.claim(session, JobKind.TUNE, "worker", 30)
     assert job is not None
@@ -399,7 +401,7 @@ def test_the_second_backup_copies_only_what_is_new(
     (tmp_path / "f").write_bytes(b"second checkpoint")
     new = stored.objects.put_file(f"jobs/{stored.running.id.hex}/1/checkpoint-2.safetensors", tmp_path / "f")
     with stored.database.customer(stored.customer_id) as session:
-        jobs.keep_checkpoint(session, jobs.fence_of(stored.running), {**new, "epoch": 2})
+        resuming.keep_checkpoint(session, jobs.fence_of(stored.running), {**new, "epoch": 2})
     second = backup.make(stored.settings, place)
     now = {path: path.stat().st_mtime_ns for path in (tmp_path / "backups" / "objects").rglob("*") if path.is_file()}
     assert {path.relative_to(tmp_path / "backups" / "objects").as_posix() for path in now if path not in there} == {

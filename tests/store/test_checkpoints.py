@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from bpt_store import checkpoints, customers, jobs, prompt_sets
+from bpt_store import checkpoints, customers, jobs, prompt_sets, resuming
 from bpt_store.checkpoints import Left, thinned
 from bpt_store.db import Database
 from bpt_store.errors import Damaged, LeaseLost, NotFound
@@ -212,7 +212,7 @@ def test_the_last_two_checkpoints_to_go_on_from_are_kept_and_a_lost_one_is_told(
 
     def resumable() -> list[str]:
         with database.customer(job.customer_id) as session:
-            return [each["key"] for each in jobs.resumable(jobs.get(session, job.id, JobKind.TUNE))]
+            return [each["key"] for each in resuming.resumable(jobs.get(session, job.id, JobKind.TUNE))]
 
     def doomed() -> list[str]:
         with database.system() as session:
@@ -221,13 +221,13 @@ def test_the_last_two_checkpoints_to_go_on_from_are_kept_and_a_lost_one_is_told(
     assert resumable() == []
     for epoch in (1, 2, 2, 3, 3):  # one that is written again is there once
         with database.customer(job.customer_id) as session:
-            jobs.keep_checkpoint(session, fence, {"key": f"key {epoch}", "sha256": "s", "bytes": 1, "epoch": epoch})
+            resuming.keep_checkpoint(session, fence, {"key": f"key {epoch}", "sha256": "s", "bytes": 1, "epoch": epoch})
     assert (resumable(), doomed()) == (["key 3", "key 2"], ["key 1"])
     with database.customer(job.customer_id) as session:
-        jobs.lose_checkpoint(session, fence, "key 3", "it is missing")
+        resuming.lose_checkpoint(session, fence, "key 3", "it is missing")
     assert (resumable(), doomed()) == (["key 2"], ["key 1", "key 3"])
     with database.customer(job.customer_id) as session:
         event = jobs.events_after(session, job.id, 0, 100)[-1]
         assert (event.type, event.data) == ("checkpoint_lost", {"epoch": 3, "reason": "it is missing"})
-        jobs.lose_checkpoint(session, fence, "key 2", "it is missing")
+        resuming.lose_checkpoint(session, fence, "key 2", "it is missing")
     assert resumable() == []

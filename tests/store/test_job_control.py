@@ -11,7 +11,7 @@ from alembic import command
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from bpt_store import jobs, references
+from bpt_store import jobs, references, resuming, scheduling
 from bpt_store.db import Database
 from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.jobs import Fence
@@ -211,12 +211,12 @@ def test_a_paused_job_is_nobodys_to_claim_or_to_ring_for_and_keeps_its_checkpoin
 ) -> None:
     fence = bring(R)
     with database.customer(fence.customer_id) as session:
-        jobs.keep_checkpoint(session, fence, {"key": "k"})
+        resuming.keep_checkpoint(session, fence, {"key": "k"})
         jobs.pause(session, fence.job_id)
         jobs.give_back(session, fence, "stopped")
     with database.system() as session:
         assert jobs.claim(session, JobKind.TUNE, "w", LEASE) is None
-        assert jobs.kinds_waiting(session, 0) == []
+        assert scheduling.kinds_waiting(session, 0) == []
         assert jobs.requeue_expired(session, max_failures=3, backoff_seconds=0) == 0
     with database.customer(fence.customer_id) as session:
         jobs.resume(session, fence.job_id)
@@ -233,7 +233,7 @@ def test_a_resumed_job_has_waited_since_then(database: Database, bring: Callable
     with database.customer(fence.customer_id) as session:
         jobs.resume(session, fence.job_id)
     with database.system() as session:
-        (depth,) = jobs.depths(session)
+        (depth,) = scheduling.depths(session)
     assert depth.oldest_wait_seconds is not None
     assert depth.oldest_wait_seconds < 60
 
@@ -295,7 +295,7 @@ WRITES: list[Callable[[Session, Fence], object]] = [
     lambda session, fence: jobs.fail(session, fence, "c", "late"),
     lambda session, fence: jobs.succeed(session, fence, {}),
     lambda session, fence: jobs.cancelled(session, fence),
-    lambda session, fence: jobs.keep_checkpoint(session, fence, {"key": "late"}),
+    lambda session, fence: resuming.keep_checkpoint(session, fence, {"key": "late"}),
     lambda session, fence: jobs.renew(session, fence, LEASE),
 ]
 
@@ -338,7 +338,7 @@ def test_a_job_tried_again_begins_with_no_failure_from_its_last_checkpoint(
 ) -> None:
     fence = bring(R)
     with database.customer(fence.customer_id) as session:
-        jobs.keep_checkpoint(session, fence, {"key": "k"})
+        resuming.keep_checkpoint(session, fence, {"key": "k"})
         crash(session, fence, log=["oh"])
     fence = claim(database)
     with database.customer(fence.customer_id) as session:
@@ -369,7 +369,7 @@ def test_the_checkpoint_of_a_job_that_failed_is_given_up_after_a_while(
     def ended() -> Fence:
         fence = bring(R)
         with database.customer(fence.customer_id) as session:
-            jobs.keep_checkpoint(session, fence, {"key": "k"})
+            resuming.keep_checkpoint(session, fence, {"key": "k"})
             if end is FAILED:
                 jobs.fail(session, fence, "c", "d")
             else:
@@ -401,7 +401,7 @@ def test_deleting_a_job_that_failed_gives_its_checkpoint_up_at_once(
 ) -> None:
     fence = bring(R)
     with database.customer(fence.customer_id) as session:
-        jobs.keep_checkpoint(session, fence, {"key": "k"})
+        resuming.keep_checkpoint(session, fence, {"key": "k"})
         jobs.fail(session, fence, "c", "d")
         jobs.delete(session, fence.job_id, JobKind.TUNE)
     assert f"jobs/{fence.job_id.hex}/" in doomed(database)
@@ -447,7 +447,7 @@ def test_a_backup_holds_checkpoints_that_are_kept_and_no_other(
     failed, succeeded, given_up = bring(R), bring(R), bring(R)
     for fence in (failed, succeeded, given_up):
         with database.customer(fence.customer_id) as session:
-            jobs.keep_checkpoint(session, fence, {"key": str(fence.job_id), "sha256": "ab", "bytes": 1})
+            resuming.keep_checkpoint(session, fence, {"key": str(fence.job_id), "sha256": "ab", "bytes": 1})
             if fence is succeeded:
                 jobs.succeed(session, fence, {})
             else:

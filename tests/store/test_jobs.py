@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from bpt_store import customers, jobs
+from bpt_store import customers, jobs, resuming, scheduling
 from bpt_store.db import Database
 from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.jobs import Fence
@@ -119,7 +119,7 @@ def test_a_replaced_attempt_can_write_nothing_more(
     for write in (
         lambda session: jobs.renew(session, late, LEASE),
         lambda session: jobs.record(session, late, "epoch", {"epoch": 1}),
-        lambda session: jobs.keep_checkpoint(session, late, {"key": "k"}),
+        lambda session: resuming.keep_checkpoint(session, late, {"key": "k"}),
         lambda session: jobs.succeed(session, late, {}),
         lambda session: jobs.fail(session, late, "c", "d"),
         lambda session: jobs.cancelled(session, late),
@@ -251,7 +251,7 @@ def test_newer_checkpoints_doom_all_but_the_one_before_and_the_end_dooms_all(
     fence = must_claim(database)
     for key in ("one", "two", "three"):
         with database.customer(customer_id) as session:
-            jobs.keep_checkpoint(session, fence, {"key": key})
+            resuming.keep_checkpoint(session, fence, {"key": key})
     assert doomed(database) == ["one"]
     with database.customer(customer_id) as session:
         jobs.succeed(session, fence, {})
@@ -267,11 +267,11 @@ def test_parts_are_kept_in_order_once_each_and_given_up_at_the_end(database: Dat
 
     def keep(key: str) -> None:
         with database.customer(customer_id) as session:
-            jobs.keep_part(session, fence, {"key": key})
+            resuming.keep_part(session, fence, {"key": key})
 
     def kept() -> list[str]:
         with database.customer(customer_id) as session:
-            return [part["key"] for part in jobs.parts(jobs.get(session, job_id, JobKind.BATCH_PREDICT))]
+            return [part["key"] for part in resuming.parts(jobs.get(session, job_id, JobKind.BATCH_PREDICT))]
 
     assert kept() == []
     for key in ("1/one", "1/two", "1/two"):  # a commit whose answer was lost is made again
@@ -284,7 +284,7 @@ def test_parts_are_kept_in_order_once_each_and_given_up_at_the_end(database: Dat
     keep("2/three")
     assert kept() == ["1/one", "1/two", "2/three"]
     with pytest.raises(LeaseLost), database.customer(customer_id) as session:
-        jobs.keep_part(session, late, {"key": "1/late"})
+        resuming.keep_part(session, late, {"key": "1/late"})
     assert (kept(), doomed(database)) == (["1/one", "1/two", "2/three"], [])
     with database.customer(customer_id) as session:
         jobs.succeed(session, fence, {})
@@ -349,14 +349,14 @@ def test_a_limit_on_unfinished_jobs_holds(database: Database, customer_id: UUID,
 
 def test_only_what_could_have_been_claimed_is_rung_for(database: Database, queued: Callable[[], UUID]) -> None:
     with database.system() as session:
-        assert jobs.kinds_waiting(session, 0) == []
+        assert scheduling.kinds_waiting(session, 0) == []
     queued()
     with database.system() as session:
-        assert jobs.kinds_waiting(session, 0) == [JobKind.TUNE]
-        assert jobs.kinds_waiting(session, 60) == []
+        assert scheduling.kinds_waiting(session, 0) == [JobKind.TUNE]
+        assert scheduling.kinds_waiting(session, 60) == []
     must_claim(database)
     with database.system() as session:
-        assert jobs.kinds_waiting(session, 0) == []
+        assert scheduling.kinds_waiting(session, 0) == []
 
 
 def test_an_unknown_job_is_not_found(database: Database, customer_id: UUID) -> None:
@@ -368,7 +368,7 @@ def test_queue_depths_show_how_many_wait_and_for_how_long(database: Database, qu
     queued(), queued(), queued()
     must_claim(database)
     with database.system() as session:
-        found = {(depth.kind, depth.state): depth for depth in jobs.depths(session)}
+        found = {(depth.kind, depth.state): depth for depth in scheduling.depths(session)}
     assert found[JobKind.TUNE, JobState.QUEUED].jobs == 2
     assert found[JobKind.TUNE, JobState.QUEUED].oldest_wait_seconds is not None
     assert found[JobKind.TUNE, JobState.RUNNING].jobs == 1

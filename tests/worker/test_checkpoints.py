@@ -20,7 +20,7 @@ from bpt_core.errors import ArtifactError
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
 from bpt_core.tuning import Tuned, tune
-from bpt_store import checkpoints, jobs, prompt_sets
+from bpt_store import checkpoints, jobs, prompt_sets, resuming
 from bpt_store.db import Database
 from bpt_store.models import Job, JobKind
 from bpt_store.prompt_sets import Publication
@@ -177,7 +177,7 @@ def test_a_damaged_or_missing_checkpoint_is_told_once_and_the_one_before_is_fetc
         lost = [event.data for event in jobs.events_after(session, stored.id, 0, 100) if event.type != "state"]
     why = "damaged" if damage == "flipped" else "missing"
     assert [(each["epoch"], why in each["reason"]) for each in lost] == [(2, True)]
-    assert [each["epoch"] for each in jobs.resumable(again)] == [1]
+    assert [each["epoch"] for each in resuming.resumable(again)] == [1]
     assert [each["epoch"] for each in _fetch_checkpoints(worker, again, tmp_path)] == [1]
 
 
@@ -191,7 +191,7 @@ def test_storage_that_is_away_loses_no_checkpoint(
     with pytest.raises(Exception, match="symbolic links"):
         _fetch_checkpoints(worker, stored, tmp_path)
     with database.customer(stored.customer_id) as session:
-        assert len(jobs.resumable(jobs.get(session, stored.id, JobKind.TUNE))) == 2
+        assert len(resuming.resumable(jobs.get(session, stored.id, JobKind.TUNE))) == 2
 
 
 def test_what_an_epoch_leaves_is_kept_as_the_setting_says(

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from bpt_store import jobs
+from bpt_store import jobs, resuming
 from bpt_store.db import Database
 from bpt_store.models import Job, JobKind
 from bpt_store.objects import Objects
@@ -87,7 +87,7 @@ def test_the_sweep_gives_up_checkpoints_of_failed_jobs_when_their_time_is_over(
     key = f"{jobs.work_prefix(claimed.id)}1/checkpoint-1.safetensors"
     stored = objects.put_file(key, tmp_path / "checkpoint")
     with database.customer(customer_id) as session:
-        jobs.keep_checkpoint(session, jobs.fence_of(claimed), {**stored, "epoch": 1})
+        resuming.keep_checkpoint(session, jobs.fence_of(claimed), {**stored, "epoch": 1})
         jobs.fail(session, jobs.fence_of(claimed), "c", "d")
     worker = Worker.create(settings.model_copy(update={"failed_checkpoint_hours": hours}))
     with celery_app(settings) as app:
