@@ -4,10 +4,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Three processes of one thread each, since on two cores two of them leave a third of the time unused: they wait for
-# leases and the like. A file of tests at a time: a process that needs the service starts its own.
+# Two processes of one thread each, a file of tests at a time: a process that needs the service starts its own.
 ONE_THREAD := OMP_NUM_THREADS=1
-THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check fast-tests format lock clean
 
@@ -15,7 +14,7 @@ demo: $(INSTALLED)
 	@$(BIN)/bpt demo
 
 test: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/pytest $(THREE_AT_A_TIME)
+	@$(ONE_THREAD) $(BIN)/pytest $(TWO_AT_A_TIME)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,7 +24,7 @@ check: $(INSTALLED)
 	@$(MAKE) --no-print-directory fast-tests
 
 fast-tests: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/pytest $(THREE_AT_A_TIME) -m "not slow"
+	@$(ONE_THREAD) $(BIN)/pytest $(TWO_AT_A_TIME) -m "not slow"
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -142,11 +142,11 @@ def kinds_waiting(session: Session, older_than_seconds: float) -> list[JobKind]:
     """Kinds of which a job could have been claimed for so long and was not."""
     before = func.clock_timestamp() - timedelta(seconds=older_than_seconds)
     # For each kind as far as the first one, however many there are.
-    waits = {
-        kind: select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
+    waits = [
+        select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
         for kind in JobKind
-    }
-    return [kind for kind, exists in waits.items() if session.scalar(select(exists))]
+    ]
+    return [kind for kind, found in zip(JobKind, session.execute(select(*waits)).one(), strict=True) if found]
 
 
 @dataclass(frozen=True)
