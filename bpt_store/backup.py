@@ -20,11 +20,12 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 from psycopg import Connection, Copy, IsolationLevel, sql
-from psycopg.errors import UndefinedTable
 from sqlalchemy import Table
 
 from bpt_store import command
 from bpt_store.backup_files import (
+    BLOCK_BYTES,
+    GZIP,
     LOCK,
     OBJECTS,
     BackupError,
@@ -43,8 +44,6 @@ from bpt_store.settings import Settings
 from migrations.config import alembic_config
 
 _MIGRATIONS_LOCK = "bpt migrations"  # as migrations/env.py takes it
-_BLOCK_BYTES = 1 << 20
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 def make(settings: Settings, destination: Place) -> Manifest:
@@ -115,15 +114,10 @@ def _revision(settings: Settings) -> str:
     assert settings.owner_database_url is not None
     url = settings.owner_database_url
     known = ScriptDirectory.from_config(alembic_config(url.get_secret_value())).get_current_head()
-    # Only the owner may read it.
-    with command.connect(url) as owner:
-        try:
-            found = [revision for (revision,) in owner.execute("SELECT version_num FROM alembic_version")]
-        except UndefinedTable:
-            found = []
-    if known is None or found != [known]:
+    found = command.schema_revision(url)
+    if known is None or found != known:
         raise BackupError(
-            f"the database is at revision {', '.join(found) or 'none'} and this software at {known}: migrate it first, "
+            f"the database is at revision {found or 'none'} and this software at {known}: migrate it first, "
             "or use the software that runs the service"
         )
     return known
@@ -157,11 +151,11 @@ class _Packed:
         self.digest, self.bytes = hashlib.sha256(), 0
 
     async def blocks(self, rows: Copy) -> AsyncIterator[bytes]:
-        packer = zlib.compressobj(wbits=_GZIP)
+        packer = zlib.compressobj(wbits=GZIP)
         block = bytearray()
         for row in rows:
             block += packer.compress(row)
-            if len(block) >= _BLOCK_BYTES:
+            if len(block) >= BLOCK_BYTES:
                 yield self._counted(block)
                 block = bytearray()
         yield self._counted(block + packer.flush())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ T = TypeVar("T")
 # Advisory: backups share it while they copy objects, and nobody deletes objects without having it alone.
 LOCK = "bpt backup"
 OBJECTS = "objects/"
+GZIP = 16 + zlib.MAX_WBITS  # the form of tables, as zlib is told it
+BLOCK_BYTES = 1 << 20  # of a table at a time
 _MANIFEST = "manifest.json"
 _AT_ONCE = 4  # objects on their way; a store far away answers slowly, but to many
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import psycopg
 from alembic.util import CommandError
 from obstore.exceptions import BaseError
+from psycopg.errors import UndefinedTable
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,20 +20,13 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from bpt_store.backup_files import BackupError, one_line
+from bpt_store.db import CONNECT
 from bpt_store.embedded import EmbeddedError, EmbeddedServices
 from bpt_store.settings import Settings
 from bpt_store.up import environment_of
 
 INCOMPLETE, IMPOSSIBLE = 1, 2
 _INTERRUPTED = 130
-
-# A database that is away gives an error within seconds, never a hang.
-_CONNECT: dict[str, Any] = {
-    "connect_timeout": 5,
-    "tcp_user_timeout": 10_000,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-}
 
 
 @contextmanager
@@ -60,7 +54,17 @@ def service(data_dir: Path | None) -> Iterator[Settings]:
 def connect(url: SecretStr) -> psycopg.Connection[tuple[Any, ...]]:
     """What SQLAlchemy's URL names, through psycopg alone, in autocommit: only it can COPY."""
     plain = make_url(url.get_secret_value()).set(drivername="postgresql")
-    return psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True, **_CONNECT)
+    return psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True, **CONNECT)
+
+
+def schema_revision(owner_url: SecretStr) -> str | None:
+    """Of the migrations, as only the owner may read it; None where there are no tables."""
+    with connect(owner_url) as owner:
+        try:
+            row = owner.execute("SELECT version_num FROM alembic_version").fetchone()
+        except UndefinedTable:
+            return None
+    return None if row is None else str(row[0])
 
 
 def say(line: str) -> None:

@@ -21,12 +21,15 @@ from bpt_store.settings import Settings
 
 Answer = TypeVar("Answer")
 
-# Bounded waiting: a database that is away gives an error within seconds, never a hang. And who freezes in the middle of
-# a transaction keeps its locks for a minute only.
-_CONNECT: dict[str, Any] = {
-    **{"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2},
-    "options": "-c idle_in_transaction_session_timeout=60000",
+# Bounded waiting: a database that is away gives an error within seconds, never a hang.
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
 }
+# Who freezes in the middle of a transaction keeps its locks for a minute only.
+_NOT_FOR_EVER = {"options": "-c idle_in_transaction_session_timeout=60000"}
 _PATIENCE_SECONDS = 5
 _ANSWER_SECONDS = 10.0  # nothing here asks for more than milliseconds of work
 
@@ -47,8 +50,9 @@ class Database:
     """Sessions that commit when their block ends well and roll back when it does not."""
 
     def __init__(self, settings: Settings) -> None:
-        self._customer_engine = _engine(settings.database_url.get_secret_value())
-        self._system_engine = _engine(settings.system_database_url.get_secret_value())
+        pool = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 10, "pool_timeout": _PATIENCE_SECONDS}
+        self._customer_engine = _engine(settings.database_url.get_secret_value(), **pool)
+        self._system_engine = _engine(settings.system_database_url.get_secret_value(), **pool)
         # Objects stay readable after the commit: what is returned is data, not a live row.
         self._customer_sessions = sessionmaker(self._customer_engine, class_=CustomerSession, expire_on_commit=False)
         self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
@@ -81,8 +85,7 @@ class LongLocks:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, connect_args=_CONNECT, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        event.listen(self._engine, "do_connect", _connect)
+        self._engine = _engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._connection: Connection | None = None
         self._held: set[int] = set()
         self._guard = Lock()
@@ -130,9 +133,8 @@ class LongLocks:
                 connection.close()
 
 
-def _engine(url: str) -> Engine:
-    options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 10}
-    engine = create_engine(url, connect_args=_CONNECT, pool_timeout=_PATIENCE_SECONDS, **options)
+def _engine(url: str, **options: Any) -> Engine:
+    engine = create_engine(url, connect_args={**CONNECT, **_NOT_FOR_EVER}, **options)
     event.listen(engine, "do_connect", _connect)
     return engine
 

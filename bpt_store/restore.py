@@ -19,19 +19,27 @@ from alembic import command as alembic
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import Connection, Copy, sql
-from psycopg.errors import UndefinedTable
 
 from bpt_store import command, roles
-from bpt_store.backup_files import OBJECTS, BackupError, Manifest, ObjectFile, Place, Problem, TableFile, copy, for_each
+from bpt_store.backup_files import (
+    BLOCK_BYTES,
+    GZIP,
+    OBJECTS,
+    BackupError,
+    Manifest,
+    ObjectFile,
+    Place,
+    Problem,
+    TableFile,
+    copy,
+    for_each,
+)
 from bpt_store.objects import Objects
 from bpt_store.settings import Settings
 from migrations.config import alembic_config
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-_BLOCK_BYTES = 1 << 20
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 def verify(source: Place, manifest: Manifest) -> None:
@@ -75,7 +83,7 @@ class _Schema:
         self._config: Config = alembic_config(self._url.get_secret_value())
 
     def become(self, revision: str) -> None:
-        current = self._current()
+        current = command.schema_revision(self._url)
         if current is not None and revision != "head":
             scripts = _scripts()
             _refuse_unknown(scripts, current, "the database")
@@ -83,14 +91,6 @@ class _Schema:
                 alembic.downgrade(self._config, revision)
                 return
         alembic.upgrade(self._config, revision)
-
-    def _current(self) -> str | None:
-        with command.connect(self._url) as owner:
-            try:
-                row = owner.execute("SELECT version_num FROM alembic_version").fetchone()
-            except UndefinedTable:
-                return None
-        return None if row is None else str(row[0])
 
 
 def _scripts() -> ScriptDirectory:
@@ -161,12 +161,12 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, rows: Copy) -> None:
         super().__init__()
-        self._rows, self._unpacker = rows, zlib.decompressobj(wbits=_GZIP)
+        self._rows, self._unpacker = rows, zlib.decompressobj(wbits=GZIP)
 
     def write(self, data: ReadableBuffer, /) -> int:
         packed = memoryview(data).tobytes()
         while packed:
-            self._rows.write(self._unpacker.decompress(packed, _BLOCK_BYTES))
+            self._rows.write(self._unpacker.decompress(packed, BLOCK_BYTES))
             packed = self._unpacker.unconsumed_tail
         return memoryview(data).nbytes
 

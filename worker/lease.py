@@ -20,7 +20,7 @@ from worker.context import Worker
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.1  # how often a lease and a wish to stop are looked at
 
 
 class Lease:

@@ -1,4 +1,6 @@
-"""`python -m worker.packer`: what a customer sent becomes a packed version, within limits on time and memory."""
+"""What a customer sent becomes a packed version, within limits on time and memory. See worker/starter.py for how it
+starts.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,3 @@ class _Progress:
         if done >= total or now - self._told_at >= EVENT_SECONDS:
             self._told_at = now
             self._child.event("progress", {"done": done, "total": total})
-
-
-if __name__ == "__main__":
-    main()

@@ -107,7 +107,7 @@ class Starter:
 
 
 class Started:
-    """A process, seen by the supervisor; it leads a process group. It ends by itself when `close` closes its input."""
+    """A process, seen by the supervisor; it leads a process group. It ends by itself when its input closes."""
 
     def __init__(self, starter: Starter, number: int, write_end: int) -> None:
         self._starter = starter

@@ -22,13 +22,12 @@ from bpt_store.errors import LeaseLost, LimitReached
 from bpt_store.jobs import Fence
 from bpt_store.models import Job, JobKind
 from worker.context import Worker
-from worker.lease import Lease
+from worker.lease import LOOK_SECONDS, Lease
 from worker.refused import Refused
 from worker.starter import Started, Starter, StarterLost
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1  # how often the lease and a wish to stop are looked at
 LOG_TAIL_LINES, LOG_TAIL_CHARACTERS = 20, 2000
 
 

@@ -44,6 +44,13 @@ def test_the_api_in_its_own_role_does_not_load_torch(settings: Settings) -> None
 
 
 def test_a_child_whose_supervisor_is_gone_already_does_not_begin() -> None:
-    arguments = [sys.executable, "-m", "worker.packer", "/nowhere/job.json", "1", "999999999"]
+    arguments = [
+        sys.executable,
+        "-c",
+        "from worker import packer; packer.main()",
+        "/nowhere/job.json",
+        "1",
+        "999999999",
+    ]
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, b"")
