@@ -55,7 +55,7 @@ FAULTS = (2, 4)  # at least and at most, of a schedule
 FROZEN_SECONDS = (0.2, 5.0)  # longer than a lease, and shorter
 SHORT_TIMES = {
     "BPT_LEASE_SECONDS": "3",
-    "BPT_HEARTBEAT_SECONDS": "0.5",
+    "BPT_HEARTBEAT_SECONDS": "0.75",  # and a worker stops as long before the end of its lease
     "BPT_SWEEP_SECONDS": "0.2",
     "BPT_RING_AFTER_SECONDS": "1",
     "BPT_RETRY_BACKOFF_SECONDS": "0.1",
