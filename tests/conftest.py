@@ -2,7 +2,7 @@
 
 Fixtures by weight:
     embedded   (session)  PostgreSQL and Redis, a migrated template database
-    settings   (test)     a database of its own, cloned from the template; nothing else of the service runs
+    settings   (test)     an empty database that nobody else uses; nothing else of the service runs
     database   (test)     connections to it
     service    (session)  `bpt up` with short leases; each test uses a customer of its own
 """
@@ -14,23 +14,23 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from alembic import command
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, make_url
 
 from bpt_store import customers, roles
 from bpt_store.db import Database
 from bpt_store.embedded import EmbeddedServices
 from bpt_store.settings import Settings
 from migrations.config import alembic_config
+from tests.databases import TEMPLATE, Databases
 from tests.service import Service
 
 PASSWORD = "only-in-tests"
 LONGEST = ("faults", "e2e", "benchmarks")
-TEMPLATE = "bpt_template"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,23 +77,23 @@ def settings_for(services: EmbeddedServices, name: str, objects: Path) -> Settin
     )
 
 
+@pytest.fixture(scope="session")
+def databases(embedded: EmbeddedServices) -> Iterator[Databases]:
+    databases = Databases(embedded)
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-def settings(embedded: EmbeddedServices, tmp_path: Path) -> Iterator[Settings]:
-    name = f"test_{uuid4().hex}"
-    superuser = create_engine(embedded.superuser_url, isolation_level="AUTOCOMMIT")
-    with superuser.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} OWNER bpt_owner"))
+def settings(embedded: EmbeddedServices, databases: Databases, tmp_path: Path) -> Iterator[Settings]:
+    name = databases.take()
     yield settings_for(embedded, name, tmp_path / "objects")
-    with superuser.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    superuser.dispose()
+    databases.give_back(name)
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
+def database(settings: Settings, databases: Databases) -> Database:
+    return databases.connected(settings)
 
 
 @pytest.fixture
