@@ -16,7 +16,7 @@ from bpt_store.uploads import Intent
 
 MOST_CHANGES = 10_000
 MOST_LABELS = 100
-SMALLEST_PART, DEFAULT_PART, LARGEST_PART = 5 << 20, 16 << 20, 64 << 20
+SMALLEST_PART, DEFAULT_PART, LARGEST_PART = 5 << 20, 32 << 20, 64 << 20
 
 Column = Annotated[PlainText, Field(min_length=1, max_length=100)]
 ItemId = Annotated[str, Field(pattern="^itm_[0-9a-f]{24}$", examples=["itm_0123456789abcdef01234567"])]

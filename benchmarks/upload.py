@@ -4,7 +4,7 @@
 
 Starts the whole service on loopback and, as a process of its own on the same disk, a bare ASGI application under the
 same uvicorn that writes each body to a file. The same client code sends the same random bytes to both, in turn: as one
-request, and in parts of 16 MiB, two at a time as bpt_client does. Digests are computed before the clock starts. Nobody
+request, and in parts of 32 MiB, two at a time as bpt_client does. Digests are computed before the clock starts. Nobody
 calls fsync; after each turn, outside the measured time, all that is unwritten is written and what was sent is deleted.
 The service's worker finds that the bytes are no archive, and is waited for before the next turn.
 
@@ -44,7 +44,7 @@ from bpt_client import Client
 from bpt_client.local_service import LocalService
 
 MIB = 1 << 20
-PART_BYTES, PARTS_IN_FLIGHT = 16 * MIB, 2  # as bpt_client sends them
+PART_BYTES, PARTS_IN_FLIGHT = 32 * MIB, 2  # as bpt_client sends them
 GOAL_RATIO, GOAL_MEMORY_MIB = 0.8, 16
 _CHUNK_BYTES = 256 << 10
 _SAMPLE_SECONDS = 0.02

@@ -37,7 +37,7 @@ OnSent = Callable[[int, int], None]
 
 T = TypeVar("T")
 
-PART_BYTES = 16 << 20
+PART_BYTES = 32 << 20
 _MOST_PARTS = 10_000
 _IN_FLIGHT = 2  # parts; one more is being made meanwhile, so three are in memory
 _CHUNK_BYTES = 1 << 18

@@ -121,7 +121,10 @@ def begin(
 
 
 def get(session: Session, upload_id: UUID) -> Upload:
-    return _get(session, upload_id)
+    upload = session.get(Upload, upload_id)
+    if upload is None:
+        raise _missing(upload_id)
+    return upload
 
 
 def parts_of(session: Session, upload_id: UUID) -> Sequence[UploadPart]:
@@ -212,11 +215,12 @@ def complete(session: Session, upload_id: UUID, *, sha256: str | None, seconds: 
     `sha256` of the whole, hexadecimal, is checked when it is read. The row stays for so many seconds more.
     NotFound, Conflict `upload_expired` and those of datasets.add_version, Invalid `upload_incomplete`.
     """
-    upload = _get(session, upload_id, lock=True)
+    upload, is_over = _look(session, upload_id)
     if upload.dataset_id is not None:
         assert upload.version is not None
         return Made(upload.dataset_id, upload.version), False
-    _refuse_expired(session, upload)
+    if is_over:
+        raise Conflict("the upload has expired", code="upload_expired")
     parts = parts_of(session, upload_id)
     _refuse_incomplete(upload, parts)
     upload.expires_at = _after(seconds)
@@ -268,7 +272,7 @@ def _become(session: Session, upload: Upload, parts: Sequence[UploadPart], sha25
 
 def abandon(session: Session, upload_id: UUID) -> None:
     """No row stays, and what was stored is deleted. NotFound, Conflict `upload_complete`."""
-    upload = _get(session, upload_id, lock=True)
+    upload, _ = _look(session, upload_id)
     if upload.dataset_id is not None:
         raise Conflict("the upload is complete", code="upload_complete")
     _forget(session, upload)
@@ -316,26 +320,27 @@ def _forget(session: Session, upload: Upload) -> None:
 # --- inside ----------------------------------------------------------------------------------------------------
 
 
-def _get(session: Session, upload_id: UUID, *, lock: bool = False) -> Upload:
-    query = select(Upload).where(Upload.id == upload_id)
-    upload = session.scalar(query.with_for_update() if lock else query)
-    if upload is None:
-        raise NotFound(f"there is no {ids.public(ids.UPLOAD, upload_id)!r}")
-    return upload
+def _look(session: Session, upload_id: UUID) -> tuple[Upload, bool]:
+    """Locked, and whether its time is over."""
+    query = select(Upload, func.now() >= Upload.expires_at).where(Upload.id == upload_id)
+    row = session.execute(query.with_for_update()).one_or_none()
+    if row is None:
+        raise _missing(upload_id)
+    return row[0], row[1]
+
+
+def _missing(upload_id: UUID) -> NotFound:
+    return NotFound(f"there is no {ids.public(ids.UPLOAD, upload_id)!r}")
 
 
 def _open(session: Session, upload_id: UUID) -> Upload:
     """Locked, as long as something can still be sent. NotFound, Conflict `upload_complete`, `upload_expired`."""
-    upload = _get(session, upload_id, lock=True)
+    upload, is_over = _look(session, upload_id)
     if upload.dataset_id is not None:
         raise Conflict("the upload is complete", code="upload_complete")
-    _refuse_expired(session, upload)
-    return upload
-
-
-def _refuse_expired(session: Session, upload: Upload) -> None:
-    if session.scalar(select(func.now() >= upload.expires_at)):
+    if is_over:
         raise Conflict("the upload has expired", code="upload_expired")
+    return upload
 
 
 def _part(session: Session, upload_id: UUID, number: int) -> UploadPart | None:
