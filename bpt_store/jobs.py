@@ -504,4 +504,4 @@ def _crashed(session: Session, job: Job, code: str, detail: str, max_failures: i
     if job.failures >= max_failures:
         _fail(session, job, code, f"{detail}, for the {job.failures}. time")
     else:
-        _requeue(session, job, detail, backoff_seconds * 2 ** (job.failures - 1))
+        _requeue(session, job, f"{code}: {detail}", backoff_seconds * 2 ** (job.failures - 1))
