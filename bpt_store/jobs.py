@@ -92,7 +92,7 @@ def create(
         dataset_id=dataset_id,
         dataset_version=dataset_version,
         prompt_set_id=prompt_set_id,
-        payload=dict(payload),
+        payload={**payload, "format": scheduling.PAYLOAD_FORMAT},
         custom=dict(custom or {}),
         priority=priority.number,
     )
