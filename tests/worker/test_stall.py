@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from bpt_store.models import JobState
 from bpt_store.settings import Settings
 from tests.service import eventually, has_ended
 from tests.worker.labour import ask, job_of, labour, reasons
+from worker.stall import Stall
 
 LIMIT = 0.5
 
@@ -64,3 +66,14 @@ def test_who_computes_without_a_word_or_speaks_without_computing_does_not_hang(
     assert labour(settings, stall_seconds=LIMIT) == 2
     assert time.monotonic() - begun > 2.4
     assert [job_of(database, customer_id, job).failures for job in jobs] == [0, 0]
+
+
+def test_a_process_that_sleeps_hangs_once_it_was_silent_for_the_whole_limit() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        stall = Stall(process.pid, 0.3)
+        for _ in range(4):
+            time.sleep(0.15)
+            assert not stall.hangs()
+            stall.heard()
+        eventually(lambda: stall.hangs() or None, seconds=5, what="a stall")
+        process.kill()
