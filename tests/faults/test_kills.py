@@ -74,6 +74,21 @@ def test_a_killed_trainer_costs_at_most_an_epoch(service: Service, customer: Cus
     assert [version["version"] for version in versions] == [1]
 
 
+def test_a_trainer_that_is_killed_three_times_fails_its_job_which_says_why(
+    service: Service, customer: Customer, dataset: dict[str, Any]
+) -> None:
+    job = customer.tune(dataset, **LONG)
+    for attempt in (1, 2, 3):
+        eventually(lambda n=attempt: customer.job(job)["attempt"] == n or None, what=f"attempt {attempt}")
+        trainer(service).kill()
+    failed = customer.finished(job)
+    assert (failed["state"], failed["attempt"], failed["failures"]) == ("failed", 3, 3)
+    assert failed["error"]["code"] == "trainer_crashed"
+    assert "status -9, for the 3. time" in failed["error"]["detail"]
+    with customer.http() as http:
+        assert http.get("/v1/prompt-sets/flowers").json()["latest_version"] is None
+
+
 def test_a_killed_supervisor_takes_its_trainer_along_and_another_goes_on(
     service: Service, customer: Customer, dataset: dict[str, Any]
 ) -> None:
