@@ -148,6 +148,7 @@ def _run(attempt: _Attempt) -> None:
     attempt.directory.mkdir(parents=True, mode=0o700)
     job_file = attempt.directory / "job.json"
     job_file.write_text(json.dumps(attempt.kind.prepare(attempt.worker, attempt.job, attempt.directory)))
+    _check_wanted(attempt)  # what is fetched may be large, and a child's starter takes seconds to begin
     last_word: dict[str, Any] = {}
     with _child(attempt, job_file) as (process, lines):
         for message in lines:
@@ -200,10 +201,7 @@ def _messages(attempt: _Attempt, process: Started, read_end: int) -> Iterator[di
     with selectors.DefaultSelector() as selector:
         selector.register(read_end, selectors.EVENT_READ)
         while True:
-            if attempt.lease.is_lost:
-                raise LeaseLost("the lease was lost")
-            if attempt.lease.is_unwanted or attempt.worker.is_stopping():
-                raise _Stopped
+            _check_wanted(attempt)
             if not selector.select(LOOK_SECONDS):
                 if stall.hangs():
                     process.kill()
@@ -216,6 +214,14 @@ def _messages(attempt: _Attempt, process: Started, read_end: int) -> Iterator[di
             *whole, pending = (pending + chunk).split(b"\n")
             for line in whole:
                 yield json.loads(line)
+
+
+def _check_wanted(attempt: _Attempt) -> None:
+    """Raises LeaseLost or _Stopped where the attempt is to end."""
+    if attempt.lease.is_lost:
+        raise LeaseLost("the lease was lost")
+    if attempt.lease.is_unwanted or attempt.worker.is_stopping():
+        raise _Stopped
 
 
 def _record(attempt: _Attempt, message: dict[str, Any]) -> None:

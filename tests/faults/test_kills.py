@@ -6,6 +6,7 @@ import json
 import signal
 import time
 import urllib.request
+from functools import partial
 from typing import Any
 
 import psutil
@@ -78,8 +79,12 @@ def test_a_trainer_that_is_killed_three_times_fails_its_job_which_says_why(
     service: Service, customer: Customer, dataset: dict[str, Any]
 ) -> None:
     job = customer.tune(dataset, **LONG)
+
+    def attempts() -> int:
+        return int(customer.job(job)["attempt"])
+
     for attempt in (1, 2, 3):
-        eventually(lambda n=attempt: customer.job(job)["attempt"] == n or None, what=f"attempt {attempt}")
+        eventually(partial(lambda number: attempts() == number or None, attempt), what=f"attempt {attempt}")
         trainer(service).kill()
     failed = customer.finished(job)
     assert (failed["state"], failed["attempt"], failed["failures"]) == ("failed", 3, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
@@ -15,7 +16,8 @@ from bpt_store.db import Database
 from bpt_store.models import JobState
 from bpt_store.settings import Settings
 from tests.service import eventually, has_ended
-from tests.worker.labour import ask, job_of, labour, reasons
+from tests.worker.labour import Labour, ask, job_of, labour, reasons
+from worker.starter import Starter
 
 
 @pytest.fixture
@@ -84,3 +86,20 @@ def test_a_worker_that_is_to_stop_gives_its_job_back_and_counts_no_failure(
     assert (back.state, back.attempt, back.failures) == (JobState.QUEUED, 1, 0)
     assert labour(settings) == 1
     assert job_of(database, customer_id, job).state is JobState.SUCCEEDED
+
+
+def test_a_worker_that_is_to_stop_while_it_fetches_starts_no_process(
+    settings: Settings, database: Database, customer_id: UUID, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, stopping, prepare = ask(database, customer_id, sleeping(note)), threading.Event(), Labour.prepare
+
+    def stopped_meanwhile(*arguments: Any) -> dict[str, Any]:
+        stopping.set()
+        return prepare(*arguments)
+
+    monkeypatch.setattr(Labour, "prepare", stopped_meanwhile)
+    started = []
+    monkeypatch.setattr(Starter, "start", lambda *_, **__: started.append(1))
+    assert labour(settings, stopping.is_set) == 1
+    back = job_of(database, customer_id, job)
+    assert (back.state, back.failures, started) == (JobState.QUEUED, 0, [])
