@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.prediction_schemas import ExactPromptSet
 from api.schemas import Metadata, PlainText, Request, Trouble
 from bpt_store import ids, models
+from bpt_store.scheduling import Priority
 
 Reference = Annotated[PlainText, Field(min_length=1, max_length=150)]
 Split = Literal["train", "val", "test"]
@@ -55,6 +56,7 @@ class BatchPredictionCreate(Request):
     )
     split: Split | None = Field(None, description="absent: all images of the dataset")
     top_k: int = Field(5, ge=1, le=100, description="how many classes per image and prompt set")
+    priority: Priority = Field(Priority.NORMAL, description="among your own batch predictions that wait")
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ class BatchPrediction(BaseModel):
     split: Split | None
     top_k: int
     images: int = Field(description="images to predict, with every prompt set")
+    priority: Priority
     attempt: int
     failures: int
     progress: BatchProgress | None
@@ -110,6 +113,7 @@ class BatchPrediction(BaseModel):
             split=row.payload["split"],
             top_k=row.payload["top_k"],
             images=row.payload["images"],
+            priority=Priority.of(row.priority),
             attempt=row.attempt,
             failures=row.failures,
             progress=BatchProgress(**row.progress) if row.progress else None,

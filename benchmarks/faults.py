@@ -1,6 +1,6 @@
 """Random faults over many tiny jobs: is any lost, finished twice, or stuck?
 
-    python -m benchmarks.faults [--schedules 200] [--seed 1] [--jobs 10] [--json FILE]
+    python -m benchmarks.faults [--schedules 200] [--seed 1] [--jobs 10] [--redis-away 60] [--json FILE]
 
 The whole service runs on loopback, with leases of 3 seconds and two workers that tune a ViT of two small blocks. A
 schedule is three seconds in which a client asks for jobs while processes are killed, frozen or asked to end: API,
@@ -10,6 +10,8 @@ Idempotency-Key, until it has an answer, and keeps a ledger of what it was told.
 After every tenth schedule the service is left alone until all is done, for 60 seconds at most. Then ledger and database
 must agree: every job that was accepted has succeeded, once, with one version of its prompt set, its events numbered
 without a gap; and there is no job that nobody was told of. Exit status 1, and the seed, where they do not.
+
+At the end Redis is away for a minute, while jobs are asked for as before.
 """
 
 from __future__ import annotations
@@ -182,6 +184,21 @@ class Run:
         findings.unknown = len(rows) - len(self.ledger.jobs)
         return findings
 
+    def redis_away(self, seconds: float, jobs: int) -> None:
+        """Redis is killed and stays away, for nobody starts it again; meanwhile jobs are asked for."""
+        supervisor = psutil.Process(self._process.pid)
+        (server,) = VICTIMS["redis"](supervisor.children(recursive=True))
+        supervisor.suspend()
+        try:
+            server.kill()
+            ended = time.monotonic() + seconds
+            for _ in range(jobs):
+                self._ask()
+            time.sleep(max(0.0, ended - time.monotonic()))
+        finally:
+            supervisor.resume()
+        self.faults["redis away"] += 1
+
     def reclaims(self) -> list[float]:
         """Seconds from the last sign of life of an attempt to the beginning of the next one."""
         return [float(row.seconds) for row in self._rows(_RECLAIMS)]
@@ -320,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--schedules", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=10, help="asked for in a schedule")
+    parser.add_argument("--redis-away", type=float, default=60.0, metavar="SECONDS", help="at the end; 0: not at all")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args(arguments)
     console = Console()
@@ -332,6 +350,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if not findings.fine:
                     console.print(f"seed {options.seed}, up to schedule {number}: {findings}")
                     raise SystemExit(1)
+        if options.redis_away:
+            run.redis_away(options.redis_away, options.jobs)
+            if not (findings := run.settled()).fine:
+                console.print(f"Redis away for {options.redis_away:g} seconds: {findings}")
+                raise SystemExit(1)
         results = summary(run)
     console.print_json(json.dumps(results))
     if options.json:

@@ -31,14 +31,19 @@ class BatchPredictions:
         *,
         split: str | None = None,
         top_k: int | None = None,
+        priority: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> BatchPrediction:
-        """Have a dataset predicted, or one split of it. `prompt_sets` are up to 16: "name", "name:3", "name@alias"."""
+        """Have a dataset predicted, or one split of it. `prompt_sets` are up to 16: "name", "name:3", "name@alias".
+
+        Among your own batch predictions that wait those of `priority` "high" come first, and "low" last.
+        """
         body = {
             "dataset": dataset_id,
             "prompt_sets": [*prompt_sets],
             "split": split,
             "top_k": top_k,
+            "priority": priority,
             "metadata": dict(metadata) if metadata else None,
         }
         return self._transport.send(BatchPrediction, _PATH, body)

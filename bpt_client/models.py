@@ -466,6 +466,7 @@ class BatchPrediction:
     split: str | None = None
     attempt: int = 0
     failures: int = 0
+    priority: str = "normal"
     progress: BatchProgress | None = None
     result: BatchResult | None = None
     error: Problem | None = None

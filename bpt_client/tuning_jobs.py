@@ -95,6 +95,13 @@ class TuningJobs:
         """A job that failed or was cancelled waits again, and goes on from its last checkpoint if it is still there."""
         return self._transport.send(TuningJob, f"/v1/tuning-jobs/{segment(job_id)}/retry")
 
+    def delete(self, job_id: str) -> None:
+        """A job that has ended, with its events and checkpoints; versions that it published stay.
+
+        Conflict `job_unfinished` before its end.
+        """
+        self._transport.once("DELETE", f"/v1/tuning-jobs/{segment(job_id)}")
+
     def checkpoints(self, job_id: str) -> Iterator[Checkpoint]:
         """What its epochs left and is still kept, the newest first; also while the job runs."""
         return self._transport.pages(Checkpoint, f"/v1/tuning-jobs/{segment(job_id)}/checkpoints")

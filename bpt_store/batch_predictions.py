@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from bpt_store import jobs, prompt_sets
 from bpt_store.errors import Damaged
 from bpt_store.models import DatasetVersion, Job, JobKind
+from bpt_store.scheduling import Priority
 
 
 def create(
@@ -23,6 +24,7 @@ def create(
     top_k: int,
     images: int,
     custom: Mapping[str, Any],
+    priority: Priority = Priority.NORMAL,
     unfinished_limit: int,
 ) -> Job:
     """A queued job; references to the same version count once. NotFound, LimitReached `queue_limit`."""
@@ -39,6 +41,7 @@ def create(
             "images": images,
         },
         custom=custom,
+        priority=priority,
         unfinished_limit=unfinished_limit,
     )
 

@@ -6,13 +6,13 @@ ready. The newest ready one is the dataset's `latest`. `ds_...` means that one, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, undefer
 
 from bpt_store import ids, jobs, quotas
@@ -101,6 +101,15 @@ def get(session: Session, dataset_id: UUID, *, lock: bool = False) -> Dataset:
     if dataset is None:
         raise NotFound(f"there is no {ids.public(ids.DATASET, dataset_id)!r}")
     return dataset
+
+
+def in_the_making(session: Session, dataset_ids: Collection[UUID]) -> set[UUID]:
+    """Those to which a version may be added before this transaction ends; the others are locked (system session)."""
+    locked = session.scalars(select(Dataset.id).where(Dataset.id.in_(dataset_ids)).with_for_update(skip_locked=True))
+    # Only now, as of after the locks were taken.
+    made = select(DatasetVersion.dataset_id).where(DatasetVersion.state == DatasetState.VALIDATING)
+    open_to_others = or_(Dataset.id.not_in(locked.all()), Dataset.id.in_(made))
+    return set(session.scalars(select(Dataset.id).where(Dataset.id.in_(dataset_ids), open_to_others)))
 
 
 @dataclass(frozen=True)

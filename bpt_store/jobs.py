@@ -92,7 +92,7 @@ def create(
         dataset_id=dataset_id,
         dataset_version=dataset_version,
         prompt_set_id=prompt_set_id,
-        payload=dict(payload),
+        payload={**payload, "format": scheduling.PAYLOAD_FORMAT},
         custom=dict(custom or {}),
         priority=priority.number,
     )
@@ -504,4 +504,4 @@ def _crashed(session: Session, job: Job, code: str, detail: str, max_failures: i
     if job.failures >= max_failures:
         _fail(session, job, code, f"{detail}, for the {job.failures}. time")
     else:
-        _requeue(session, job, detail, backoff_seconds * 2 ** (job.failures - 1))
+        _requeue(session, job, f"{code}: {detail}", backoff_seconds * 2 ** (job.failures - 1))

@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
+import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import obstore
+from obstore.exceptions import GenericError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 5 << 20
 READ_BYTES = 1 << 16  # a reader fetches no less at a time
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # obstore tells what the file system said in words only
 
 
 class Digest(Protocol):
@@ -52,19 +57,16 @@ class Objects:
         await obstore.put_async(self._store, key, chunks, use_multipart=True, chunk_size=CHUNK_BYTES, max_concurrency=4)
 
     def put_file(self, key: str, path: Path) -> dict[str, str | int]:
-        """Store a file -> {"key", "sha256", "bytes"}, as it is written into a row."""
+        """Store a file -> {"key", "sha256", "bytes"}, as it is written into a row. OSError, ENOSPC for example."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        obstore.put(self._store, key, path)
-        return {"key": key, "sha256": digest, "bytes": path.stat().st_size}
+        return self._put(key, path, digest)
 
     def put_content(self, prefix: str, path: Path) -> dict[str, str | int]:
         """Store a file under a name made of its content, so that equal files are one object, however often stored."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key = f"{prefix}{digest}{path.suffix}"
-        obstore.put(self._store, key, path)
-        return {"key": key, "sha256": digest, "bytes": path.stat().st_size}
+        return self._put(f"{prefix}{digest}{path.suffix}", path, digest)
 
     def read(self, key: str) -> bytes:
         """A small object whole; FileNotFoundError."""
@@ -103,6 +105,11 @@ class Objects:
         for page in obstore.list(self._store, prefix):
             yield from ((entry["path"], entry["size"]) for entry in page)
 
+    def keys_before(self, prefix: str, moment: datetime) -> Iterator[str]:
+        """Of the objects below a prefix that were last written before a moment, a page at a time."""
+        for page in obstore.list(self._store, prefix):
+            yield from (entry["path"] for entry in page if entry["last_modified"] < moment)
+
     def size(self, key: str) -> int | None:
         """Bytes of an object; None where there is none."""
         try:
@@ -121,6 +128,15 @@ class Objects:
         if key.endswith("/") and self._directory is not None:
             # What a process had begun to write when it was killed is in no list.
             shutil.rmtree(self._directory / key, ignore_errors=True)
+
+    def _put(self, key: str, path: Path, digest: str) -> dict[str, str | int]:
+        try:
+            obstore.put(self._store, key, path)
+        except GenericError as error:
+            if (found := _OS_ERROR.search(str(error))) is None:
+                raise
+            raise OSError(int(found[1]), f"{os.strerror(int(found[1]))}: object {key}") from error
+        return {"key": key, "sha256": digest, "bytes": path.stat().st_size}
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> None:

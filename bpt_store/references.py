@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from psycopg import Connection, sql
@@ -45,6 +45,23 @@ def referred(connection: Connection[Any]) -> Iterator[ObjectFile]:
                 of = ids.public(_KINDS[table], owner) + ("" if number is None else f":{number}")
                 customer = ids.public(ids.CUSTOMER, customer_id)
                 yield ObjectFile(key=key, sha256=sha256, bytes=size, customer=customer, of=of)
+
+
+def unreferred(connection: Connection[Any], keys: Iterable[str], most: int) -> list[str]:
+    """Those of these keys to which no row refers, `most` at most (bpt_system, in autocommit).
+
+    PostgreSQL compares them, so that memory stays flat however many there are. A row that commits after its last key
+    was given is seen.
+    """
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE listed (key text) ON COMMIT DROP")
+        with cursor.copy("COPY listed FROM STDIN") as copy:
+            for key in keys:
+                copy.write_row((key,))
+        each = sql.SQL("SELECT key FROM ({}) AS each (customer_id, owner, number, key, sha256, bytes)")
+        referred = sql.SQL(" UNION ALL ").join(each.format(query) for _, query in _queries())
+        query = sql.SQL("SELECT key FROM listed EXCEPT ({}) ORDER BY key LIMIT {}").format(referred, most)
+        return [key for (key,) in cursor.execute(query)]
 
 
 def _queries() -> Iterator[tuple[str, sql.Composed]]:

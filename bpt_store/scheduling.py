@@ -20,6 +20,10 @@ from sqlalchemy.orm import Session
 
 from bpt_store.models import TERMINAL_STATES, Customer, Job, JobKind, JobState, QueueShare
 
+# What the `payload` of a job means. Whoever changes it so that a worker of before would misread it adds one: during an
+# upgrade such a job waits for a worker that knows it. A payload that names no `format` is of the first one.
+PAYLOAD_FORMAT = 1
+
 EXPECTED_SECONDS = 60.0
 _RECENT_JOBS = 20
 
@@ -177,7 +181,8 @@ def depths(session: Session) -> list[Depth]:
 
 
 def _is_available() -> ColumnElement[bool]:
-    return and_(Job.state == JobState.QUEUED, Job.available_at <= func.now())
+    known = func.coalesce(Job.payload["format"].as_integer(), 1) <= PAYLOAD_FORMAT
+    return and_(Job.state == JobState.QUEUED, Job.available_at <= func.now(), known)
 
 
 def _has_available_job() -> ColumnElement[bool]:

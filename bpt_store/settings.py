@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     failed_checkpoint_hours: float = Field(
         72, ge=0, description="a tuning job that failed or was cancelled so long ago is tried again from the beginning"
     )
+    stall_seconds: float = Field(
+        1800, gt=0, description="the process of a job that neither says nor computes anything for so long is killed"
+    )
+    orphan_hours: float = Field(
+        24, ge=0, description="an object so old that no row refers to is deleted, though not before uploads expire"
+    )
     stop_patience_seconds: float = Field(20, gt=0, description="time a child process gets to stop before it is killed")
     ingest_cpu_seconds: int = Field(3600, gt=0, description="CPU time limit of one ingest process")
     ingest_memory_bytes: int = Field(4 << 30, gt=0, description="address-space limit of one ingest process")

@@ -17,6 +17,7 @@ from worker.context import Worker
 class BatchPredict:
     child = "worker.predictor"
     crash_code = "predictor_crashed"
+    stall_code = "predictor_stalled"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
         with worker.database.customer(job.customer_id) as session:

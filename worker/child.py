@@ -8,9 +8,10 @@ Its arguments are JOB_FILE EVENTS_FD PARENT_PID; see worker/starter.py for how i
     {"done": {...}}                                              the result; the child then exits 0
     {"failed": {"code", "detail", ...}}                          the input is at fault: trying again would not help
 
-Anything else, an exit without a last word included, is a crash. The child has no credentials, and it never
-outlives its supervisor: the kernel kills it (PR_SET_PDEATHSIG) with its parent, the starter, and that one with the
-supervisor; and it exits when its standard input closes.
+Anything else, an exit without a last word included, is a crash; of a status 75 the reason is a full disk
+(worker/room.py). The child has no credentials, and it never outlives its supervisor: the kernel kills it
+(PR_SET_PDEATHSIG) with its parent, the starter, and that one with the supervisor; and it exits when its standard input
+closes.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ MOST_DECODERS = 8
 class Ingest:
     child = "worker.packer"
     crash_code = "ingest_crashed"
+    stall_code = "ingest_stalled"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
         assert job.dataset_id is not None

@@ -21,11 +21,14 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from bpt_store.processes import die_with_parent, show_as
+from worker import room
 
 _MESSAGE_BYTES = 1 << 16
 _END_SECONDS = 5.0  # from SIGKILL to the end of a process
@@ -177,7 +180,7 @@ def main() -> None:
                 questions.close()
                 _settle(name, files[:2])
                 sys.argv = [name, argument, str(files[2]), str(starter)]
-                module.main()
+                _run(module)
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
                 os._exit(0)  # putting torch away properly takes a second, for nothing
@@ -191,6 +194,18 @@ def main() -> None:
             questions.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
         else:  # the supervisor has closed its end
             return
+
+
+def _run(module: ModuleType) -> None:
+    try:
+        module.main()
+    except OSError as error:
+        if not room.is_missing(error):
+            raise
+        try:
+            traceback.print_exc()
+        finally:  # even where there is no room for the log
+            os._exit(room.EXIT_STATUS)
 
 
 def _settle(module: str, files: list[int]) -> None:

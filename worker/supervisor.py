@@ -21,9 +21,11 @@ from bpt_store import ids, jobs, logs
 from bpt_store.errors import LeaseLost, LimitReached
 from bpt_store.jobs import Fence
 from bpt_store.models import Job, JobKind
+from worker import room
 from worker.context import Worker
 from worker.lease import LOOK_SECONDS, Lease
 from worker.refused import Refused
+from worker.stall import Stall
 from worker.starter import Started, Starter, StarterLost
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Kind(Protocol):
 
     child: str
     crash_code: str
+    stall_code: str
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
         """Put what the child needs into `directory` -> the content of the job file. Refused where it cannot be used."""
@@ -68,6 +71,10 @@ class _Stopped(Exception):
 
 class _Crashed(Exception):
     """The child ended without a last word."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 @dataclass
@@ -124,17 +131,24 @@ def _conclude(attempt: _Attempt) -> None:
         _write(attempt, lambda session: jobs.give_back(session, attempt.fence, "the worker was stopped"))
     except Refused as refused:
         _fail(attempt, {"code": refused.code, "detail": str(refused)})
-    except (_Crashed, StarterLost, TimeoutError) as crash:
+    except _Crashed as crash:
+        _crash(attempt, crash.code, str(crash))
+    except (StarterLost, TimeoutError) as crash:
         _crash(attempt, attempt.kind.crash_code, str(crash))
     except Exception as error:
         # Ours or the surroundings' fault (storage away, disk full, a bug): another attempt may go better.
         logger.exception("attempt broke")
-        _crash(attempt, "attempt_broke", f"{type(error).__name__}: {error}")
+        if room.is_missing(error):
+            _crash(attempt, room.MISSING, room.DETAIL)
+        else:
+            _crash(attempt, "attempt_broke", f"{type(error).__name__}: {error}")
 
 
 def _run(attempt: _Attempt) -> None:
+    attempt.directory.mkdir(parents=True, mode=0o700)
     job_file = attempt.directory / "job.json"
     job_file.write_text(json.dumps(attempt.kind.prepare(attempt.worker, attempt.job, attempt.directory)))
+    _check_wanted(attempt)  # what is fetched may be large, and a child's starter takes seconds to begin
     last_word: dict[str, Any] = {}
     with _child(attempt, job_file) as (process, lines):
         for message in lines:
@@ -152,8 +166,10 @@ def _run(attempt: _Attempt) -> None:
         except LimitReached as limit:
             raise Refused(limit.code, str(limit)) from limit
         logger.info("job succeeded")
+    elif status == room.EXIT_STATUS:
+        raise _Crashed(room.MISSING, room.DETAIL)
     else:
-        raise _Crashed(f"the process ended with status {status}")
+        raise _Crashed(attempt.kind.crash_code, f"the process ended with status {status}")
 
 
 @contextmanager
@@ -168,31 +184,44 @@ def _child(attempt: _Attempt, job_file: Path) -> Iterator[tuple[Started, Iterato
             os.close(write_end)
         try:
             with attempt.lease.guarding(process.kill):
-                yield process, _messages(attempt, read_end)
+                yield process, _messages(attempt, process, read_end)
         finally:
             process.stop(attempt.worker.settings.stop_patience_seconds)
     finally:
         os.close(read_end)
 
 
-def _messages(attempt: _Attempt, read_end: int) -> Iterator[dict[str, Any]]:
-    """What the child says, until it closes its end; raises LeaseLost or _Stopped when it is to be ended first."""
-    pending = b""
+def _messages(attempt: _Attempt, process: Started, read_end: int) -> Iterator[dict[str, Any]]:
+    """What the child says, until it closes its end; raises LeaseLost or _Stopped when it is to be ended first.
+
+    One that hangs is killed: _Crashed.
+    """
+    pending, seconds = b"", attempt.worker.settings.stall_seconds
+    stall = Stall(process.pid, seconds)
     with selectors.DefaultSelector() as selector:
         selector.register(read_end, selectors.EVENT_READ)
         while True:
-            if attempt.lease.is_lost:
-                raise LeaseLost("the lease was lost")
-            if attempt.lease.is_unwanted or attempt.worker.is_stopping():
-                raise _Stopped
+            _check_wanted(attempt)
             if not selector.select(LOOK_SECONDS):
+                if stall.hangs():
+                    process.kill()
+                    raise _Crashed(attempt.kind.stall_code, f"the process did nothing for {seconds:g} seconds")
                 continue
+            stall.heard()
             chunk = os.read(read_end, 1 << 16)
             if not chunk:
                 return
             *whole, pending = (pending + chunk).split(b"\n")
             for line in whole:
                 yield json.loads(line)
+
+
+def _check_wanted(attempt: _Attempt) -> None:
+    """Raises LeaseLost or _Stopped where the attempt is to end."""
+    if attempt.lease.is_lost:
+        raise LeaseLost("the lease was lost")
+    if attempt.lease.is_unwanted or attempt.worker.is_stopping():
+        raise _Stopped
 
 
 def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
@@ -262,11 +291,11 @@ def _write(attempt: _Attempt, action: Callable[[Session], object]) -> None:
 
 @contextmanager
 def _directory(worker: Worker, job: Job) -> Iterator[Path]:
+    """Where the attempt keeps its files, once it has begun; afterwards it is gone."""
     # A supervisor that was killed could not clean up after its attempt.
     for left in worker.settings.work_directory.glob(f"{job.id.hex}-*"):
         shutil.rmtree(left, ignore_errors=True)
     directory = worker.settings.work_directory / f"{job.id.hex}-{job.attempt}"
-    directory.mkdir(parents=True, mode=0o700)
     try:
         yield directory
     finally:

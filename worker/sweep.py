@@ -15,6 +15,7 @@ from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import load_settings
 from worker.context import Worker
+from worker.orphans import keep_deleting
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def main() -> None:
     # Whatever waited while nothing ran is rung for at once.
     for kind in JobKind:
         doorbell.ring(kind)
+    threading.Thread(target=keep_deleting, args=(worker, ended), name="orphans", daemon=True).start()
     while not ended.wait(settings.sweep_seconds):
         try:
             sweep_once(worker, doorbell)

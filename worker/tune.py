@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 class Tune:
     child = "worker.trainer"
     crash_code = "trainer_crashed"
+    stall_code = "trainer_stalled"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
         began, left = time.monotonic(), _seconds_left(job)

@@ -57,6 +57,7 @@ def create_batch_prediction(
         top_k=body.top_k,
         images=images,
         custom=body.metadata,
+        priority=body.priority,
         unfinished_limit=services.settings.queued_jobs_limit,
     )
     ring_after_commit(session, KIND)

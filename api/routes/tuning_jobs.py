@@ -1,4 +1,4 @@
-"""Tuning jobs: ask for one, follow it, pause it, call it off, try it again."""
+"""Tuning jobs: ask for one, follow it, pause it, call it off, try it again, delete it."""
 
 from __future__ import annotations
 
@@ -147,6 +147,16 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    summary="Delete a tuning job that has ended, with its events and checkpoints; versions that it published stay",
+    responses=responses("not_found", "job_unfinished"),
+)
+def delete_tuning_job(job_id: str, session: JobsWriteSession) -> None:
+    jobs.delete(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
 
 
 @router.get(

@@ -26,6 +26,7 @@ def predict_batch(
     prompt_set: Annotated[list[str], typer.Option(help="Once or more: name, name:version or name@alias.")],
     split: Annotated[str | None, typer.Option(help="train, val or test; by default all images.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Labels per image.")] = None,
+    priority: Annotated[str | None, typer.Option(help="Among your own jobs that wait: low, normal or high.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Wait, and write the results here: .csv, .jsonl or .parquet.")
     ] = None,
@@ -36,7 +37,7 @@ def predict_batch(
         results_format(output)  # refused before anything is computed
     with connect(context) as client:
         reference = dataset_reference(client, dataset)
-        job = client.batch_predictions.create(reference, prompt_set, split=split, top_k=top_k)
+        job = client.batch_predictions.create(reference, prompt_set, split=split, top_k=top_k, priority=priority)
         if output is not None:
             job = _follow(client, job)
             client.batch_predictions.download(job.id, output)
@@ -124,6 +125,7 @@ def _show(job: BatchPrediction, json: bool) -> None:
         [
             ("id", job.id),
             ("state", job.state),
+            ("priority", job.priority if job.priority != "normal" else None),
             ("error", f"{error.detail} ({error.code})" if error else None),
             ("prompt sets", _prompt_sets(job)),
             ("dataset", job.dataset),

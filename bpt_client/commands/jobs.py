@@ -198,6 +198,13 @@ def retry(context: typer.Context, job: JobArgument) -> None:
     show_facts([("id", found.id), ("state", found.state)])
 
 
+@app.command()
+def delete(context: typer.Context, job: JobArgument) -> None:
+    """Delete a job that has ended, with its events and checkpoints; versions that it published stay."""
+    with connect(context) as client:
+        client.tuning_jobs.delete(job)
+
+
 def _follow(client: Client, job: TuningJob) -> TuningJob:
     # Progress goes to standard error, so that --json leaves nothing else on standard output.
     with JobWatch(errors(), job.prompt_set) as watch:

@@ -545,6 +545,7 @@ def waiting(service: Service) -> Iterator[None]:
         ({"top_k": 0}, 422, "invalid_request"),
         ({"top_k": 101}, 422, "invalid_request"),
         ({"split": "all"}, 422, "invalid_request"),
+        ({"priority": "urgent"}, 422, "invalid_request"),
         ({"metadata": {"k": "v" * 513}}, 422, "invalid_request"),
         ({"prompt_sets": ["batched", "unheard-of"]}, 404, "not_found"),
         ({"prompt_sets": ["batched:99"]}, 404, "not_found"),

@@ -8,16 +8,17 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import delete, select, text
 
 from api.app import create_app
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
-from bpt_store import customers, ids, jobs
+from bpt_store import checkpoints, customers, ids, jobs, prompt_sets
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.db import Database
 from bpt_store.jobs import Fence
-from bpt_store.models import Dataset, DatasetState, DatasetVersion, JobKind
+from bpt_store.models import Dataset, DatasetState, DatasetVersion, DoomedObject, JobKind
+from bpt_store.prompt_sets import Publication
 from bpt_store.settings import Role, Settings
 
 RECIPE = Recipe(method=Method.LINEAR_PROBE, prompts=0, rank=0)
@@ -73,6 +74,13 @@ def claim(database: Database) -> Fence:
         job = jobs.claim(session, JobKind.TUNE, "w", 30.0)
     assert job is not None
     return jobs.fence_of(job)
+
+
+def rows(database: Database) -> dict[str, int]:
+    """What there is of jobs, and of what they stored."""
+    tables = ("jobs", "job_events", "job_checkpoints", "prompt_set_versions")
+    with database.system() as session:
+        return {table: session.scalar(text(f"SELECT count(*) FROM {table}")) or 0 for table in tables}
 
 
 def ask(http: TestClient, job: str, verb: str) -> tuple[int, str]:
@@ -181,3 +189,42 @@ def test_a_budget_that_is_none_is_refused(
     body = {"dataset": ids.public(ids.DATASET, dataset_id), "prompt_set": "p", "budget": {"max_minutes": budget}}
     reply = open_client().post("/v1/tuning-jobs", json=body)
     assert (reply.status_code, reply.json()["param"]) == (422, "budget.max_minutes")
+
+
+def test_a_job_that_has_ended_is_deleted_with_all_that_it_kept_and_what_it_published_stays(
+    open_client: Callable[..., TestClient], database: Database, customer_id: UUID, create: Callable[[], str]
+) -> None:
+    http, job = open_client(), create()
+    url = f"/v1/tuning-jobs/{job}"
+    refused = [http.delete(url)]
+    fence = claim(database)
+    refused += [http.delete(url)]
+    assert [(reply.status_code, reply.json()["code"]) for reply in refused] == [(409, "job_unfinished")] * 2
+    with database.customer(customer_id) as session:
+        left = checkpoints.Left(1, b"an artifact", 0.5, {}, {})
+        checkpoints.keep(session, fence, left, most=2)
+        made = prompt_sets.get_or_create(session, customer_id, "p")
+        publication = Publication(b"an artifact", "vit", "f", ["a"], RECIPE.to_dict(), 0, {})
+        prompt_sets.publish(session, made.id, publication, job_id=fence.job_id, dataset_id=None)
+        jobs.succeed(session, fence, {})
+        session.execute(delete(DoomedObject))  # a worker that was late may have stored something since
+    assert http.delete(url).status_code == 204
+    assert rows(database) == {"jobs": 0, "job_events": 0, "job_checkpoints": 0, "prompt_set_versions": 1}
+    with database.system() as session:
+        doomed = {*session.scalars(select(DoomedObject.key))}
+    assert jobs.work_prefix(fence.job_id) in doomed
+    assert http.delete(url).status_code == http.get(url).status_code == 404
+    assert http.get("/v1/prompt-sets/p/versions").json()["data"][0]["job"] == job
+
+
+def test_somebody_elses_job_cannot_be_deleted(
+    open_client: Callable[..., TestClient], database: Database, create: Callable[[], str]
+) -> None:
+    http, job = open_client(), create()
+    assert ask(http, job, "cancel") == (200, "cancelled")
+    with database.system() as session:
+        other = customers.create(session, "other").id
+    assert open_client(customer=other).delete(f"/v1/tuning-jobs/{job}").status_code == 404
+    reader = open_client([scope for scope in CUSTOMER_SCOPES if scope is not Scope.JOBS_WRITE])
+    assert reader.delete(f"/v1/tuning-jobs/{job}").status_code == 403
+    assert rows(database)["jobs"] == 1

@@ -37,11 +37,14 @@ def client(server: Server) -> Iterator[Client]:
 def test_what_is_not_given_is_not_sent(server: Server, client: Client) -> None:
     server.will(server.json(job(), 201))
     made = client.batch_predictions.create("ds_1", ["birds@production"])
-    client.batch_predictions.create("ds_1", ("birds", "quality:4"), split="test", top_k=3, metadata={"a": "b"})
+    client.batch_predictions.create(
+        "ds_1", ("birds", "quality:4"), split="test", top_k=3, priority="low", metadata={"a": "b"}
+    )
     first, second = (json.loads(request.body) for request in server.received)
     assert first == {"dataset": "ds_1", "prompt_sets": ["birds@production"]}
     assert second == {
         **{"dataset": "ds_1", "prompt_sets": ["birds", "quality:4"], "split": "test", "top_k": 3},
+        "priority": "low",
         "metadata": {"a": "b"},
     }
     assert [(used.name, used.version) for used in made.prompt_sets] == [("birds", 3)]

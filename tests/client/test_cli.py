@@ -390,6 +390,15 @@ def test_a_pause_and_another_try_are_told_while_a_job_is_watched() -> None:
     assert watch.interruptions == []
 
 
+def test_a_job_is_deleted(server: Server, bpt: Any) -> None:
+    server.will(server.json(None, 204))
+    code, out, _ = bpt("jobs", "delete", "job_1")
+    assert (code, out, server.received[-1].method, server.received[-1].path) == (
+        *(0, "", "DELETE"),
+        "/v1/tuning-jobs/job_1",
+    )
+
+
 def test_jobs_are_paused_resumed_and_tried_again(server: Server, bpt: Any) -> None:
     for verb, state in (("pause", "pausing"), ("resume", "queued"), ("retry", "queued")):
         server.will(server.json(server.job(state=state)))

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 import urllib.request
+from functools import partial
 from typing import Any
 
 import psutil
@@ -72,6 +73,25 @@ def test_a_killed_trainer_costs_at_most_an_epoch(service: Service, customer: Cus
     with customer.http() as http:
         versions = http.get("/v1/prompt-sets/flowers/versions").json()["data"]
     assert [version["version"] for version in versions] == [1]
+
+
+def test_a_trainer_that_is_killed_three_times_fails_its_job_which_says_why(
+    service: Service, customer: Customer, dataset: dict[str, Any]
+) -> None:
+    job = customer.tune(dataset, **LONG)
+
+    def attempts() -> int:
+        return int(customer.job(job)["attempt"])
+
+    for attempt in (1, 2, 3):
+        eventually(partial(lambda number: attempts() == number or None, attempt), what=f"attempt {attempt}")
+        trainer(service).kill()
+    failed = customer.finished(job)
+    assert (failed["state"], failed["attempt"], failed["failures"]) == ("failed", 3, 3)
+    assert failed["error"]["code"] == "trainer_crashed"
+    assert "status -9, for the 3. time" in failed["error"]["detail"]
+    with customer.http() as http:
+        assert http.get("/v1/prompt-sets/flowers").json()["latest_version"] is None
 
 
 def test_a_killed_supervisor_takes_its_trainer_along_and_another_goes_on(

@@ -18,6 +18,7 @@ from benchmarks.faults import JOB, VICTIMS, Run, running
 from tests.service import eventually, has_ended
 
 SCHEDULES, JOBS = 2, 4
+AWAY = 10.0  # seconds
 LEASE = 3.0  # seconds, as benchmarks/faults.py has it
 
 
@@ -72,6 +73,17 @@ def test_a_redis_that_is_silent_holds_up_no_request(run: Run) -> None:
     finally:
         server.resume()
     assert run.settled().fine
+
+
+def test_while_redis_is_away_jobs_are_accepted_and_afterwards_each_is_done_once(run: Run) -> None:
+    """For ten seconds here; the benchmark has a minute."""
+    before, answers = len(run.ledger.jobs), run.ledger.answers["201"]
+    asked_at = time.monotonic()
+    run.redis_away(AWAY, 6)
+    assert AWAY <= time.monotonic() - asked_at < AWAY + 5, "the answers came without waiting for it"
+    assert (len(run.ledger.jobs) - before, run.ledger.answers["201"] - answers) == (6, 6)
+    findings = run.settled()
+    assert findings.fine, findings
 
 
 def test_a_killed_postgres_loses_nothing_that_was_answered(run: Run) -> None:

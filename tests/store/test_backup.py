@@ -53,6 +53,7 @@ from migrations.config import alembic_config
 from tests.conftest import settings_for
 from tests.service import eventually
 from worker.context import Worker
+from worker.orphans import delete_orphans
 from worker.sweep import sweep_once
 
 PLENTY = Limits(datasets=100, images=1_000_000, stored_bytes=1 << 40)
@@ -470,6 +471,22 @@ def test_objects_given_up_during_a_backup_stay_until_it_has_ended(
     sweep_once(worker, doorbell)
     assert doomed() == 0
     assert stored.objects.keys(datasets.prefix(stored.dataset.id)) == []
+    worker.database.close()
+
+
+def test_the_sweep_of_orphans_deletes_what_no_row_refers_to_and_nothing_else(stored: Stored) -> None:
+    """References are known in one place, and what it forgot would be lost to a backup and here."""
+    strangers = {"notes.txt", "jobs/readme", f"weights/{uuid4().hex}/w.safetensors"}
+    directory = Path(stored.settings.objects_url.removeprefix("file://"))
+    for key in strangers:
+        (directory / key).parent.mkdir(parents=True, exist_ok=True)
+        (directory / key).write_bytes(b"not ours")
+    at_once = {"orphan_hours": 0, "upload_expiry_seconds": 1e-6}
+    worker = Worker.create(stored.settings.model_copy(update=at_once))
+    before = {*stored.objects.keys("")}
+    assert delete_orphans(worker) == len(before - stored.keys - strangers) > 0
+    assert {*stored.objects.keys("")} == stored.keys | strangers
+    assert delete_orphans(worker) == 0
     worker.database.close()
 
 

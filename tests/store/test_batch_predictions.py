@@ -12,6 +12,7 @@ from bpt_store.db import Database
 from bpt_store.errors import Damaged, LimitReached, NotFound
 from bpt_store.models import DatasetVersion, Job, JobKind
 from bpt_store.prompt_sets import Publication
+from bpt_store.scheduling import Priority
 
 
 def publish(database: Database, customer_id: UUID, name: str, artifact: bytes) -> None:
@@ -21,7 +22,9 @@ def publish(database: Database, customer_id: UUID, name: str, artifact: bytes) -
         prompt_sets.publish(session, prompt_set.id, publication, job_id=uuid4(), dataset_id=None)
 
 
-def create(database: Database, customer_id: UUID, *references: str, limit: int = 10) -> Job:
+def create(
+    database: Database, customer_id: UUID, *references: str, limit: int = 10, priority: Priority = Priority.NORMAL
+) -> Job:
     with database.customer(customer_id) as session:
         return batch_predictions.create(
             session,
@@ -32,6 +35,7 @@ def create(database: Database, customer_id: UUID, *references: str, limit: int =
             top_k=5,
             images=3,
             custom={},
+            priority=priority,
             unfinished_limit=limit,
         )
 
@@ -49,6 +53,18 @@ def test_references_become_versions_and_those_of_the_same_one_count_once(databas
     with database.customer(customer_id) as session:
         again = jobs.get(session, job.id, JobKind.BATCH_PREDICT)
         assert batch_predictions.artifacts(session, again) == [b"three", b"two", b"one"]
+
+
+def test_the_one_of_higher_priority_is_claimed_first(database: Database, customer_id: UUID) -> None:
+    publish(database, customer_id, "birds", b"one")
+    made = [create(database, customer_id, "birds", priority=priority).id for priority in Priority]
+    claimed = []
+    for _ in made:
+        with database.system() as session:
+            job = jobs.claim(session, JobKind.BATCH_PREDICT, "w", 30)
+        assert job is not None
+        claimed.append(job.id)
+    assert claimed == made[::-1]
 
 
 def test_an_unknown_or_foreign_prompt_set_leaves_nothing(database: Database, customer_id: UUID) -> None:
