@@ -102,6 +102,7 @@ def admin_session(
             assert credentials is not None
             once.begin(session, Sender.administrator(identity.key_id, credentials.credentials))
         yield session
+    ring(services, session)
 
 
 def ring_after_commit(session: Session, kind: JobKind) -> None:

@@ -80,14 +80,53 @@ class CustomerCreate(Request):
     name: Name
 
 
+class CustomerChange(Request):
+    """What is absent stays. A weight, limit or quota that is null becomes the service's own."""
+
+    name: Name = Field("", examples=["acme"])
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
+        None, description="of his share of the workers; 1 where nothing is said"
+    )
+    running_jobs_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    queued_jobs_limit: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    quota_datasets: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    quota_images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    quota_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """As customers.change takes them."""
+        given = self.model_dump(exclude_unset=True)
+        return given | ({"weight": 1.0} if given.get("weight", 1.0) is None else {})
+
+
 class Customer(BaseModel):
+    """A limit or quota that is null is the service's own."""
+
     id: str
     name: str
+    suspended_at: datetime | None
+    weight: float
+    running_jobs_limit: int | None = Field(description="of one kind at a time")
+    queued_jobs_limit: int | None = Field(description="unfinished jobs of one kind")
+    quota_datasets: int | None
+    quota_images: int | None
+    quota_bytes: int | None
     created_at: datetime
 
     @classmethod
     def of(cls, row: models.Customer) -> Self:
-        return cls(id=ids.public(ids.CUSTOMER, row.id), name=row.name, created_at=row.created_at)
+        return cls(
+            id=ids.public(ids.CUSTOMER, row.id),
+            name=row.name,
+            suspended_at=row.suspended_at,
+            weight=row.weight,
+            running_jobs_limit=row.running_jobs_limit,
+            queued_jobs_limit=row.queued_jobs_limit,
+            quota_datasets=row.quota_datasets,
+            quota_images=row.quota_images,
+            quota_bytes=row.quota_bytes,
+            created_at=row.created_at,
+        )
 
 
 class ApiKeyCreate(Request):
@@ -97,8 +136,17 @@ class ApiKeyCreate(Request):
     expires_at: datetime | None = None
 
 
+class ApiKeyRotate(Request):
+    overlap_seconds: int = Field(
+        86400,
+        ge=0,
+        le=30 * 86400,
+        description="so long the old key holds too, if it does not end before",
+    )
+
+
 class ApiKey(BaseModel):
-    """`token` is there in the reply to the creation and never again."""
+    """`token` is there in the reply that makes the key and never again."""
 
     id: str
     customer: str | None
@@ -107,6 +155,7 @@ class ApiKey(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
     token: str | None = None
 
     @classmethod
@@ -119,6 +168,7 @@ class ApiKey(BaseModel):
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
+            last_used_at=row.last_used_at,
             token=token,
         )
 

@@ -108,6 +108,23 @@ class Customers:
     def get(self, customer_id: str) -> Customer:
         return self._transport.fetch(Customer, f"/v1/customers/{segment(customer_id)}")
 
+    def change(self, customer_id: str, **changes: str | float | None) -> Customer:
+        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`;
+        what is not given stays, and None is the service's own."""
+        answer = self._transport.once("PATCH", f"/v1/customers/{segment(customer_id)}", json=changes)
+        return parse(Customer, decode(answer))
+
+    def suspend(self, customer_id: str) -> Customer:
+        """The customer's keys are refused from now on, and queued jobs wait."""
+        return self._transport.send(Customer, f"/v1/customers/{segment(customer_id)}/suspend")
+
+    def resume(self, customer_id: str) -> Customer:
+        return self._transport.send(Customer, f"/v1/customers/{segment(customer_id)}/resume")
+
+    def delete(self, customer_id: str, name: str) -> None:
+        """With all that is the customer's, for good. `name` must be the customer's name."""
+        self._transport.once("DELETE", f"/v1/customers/{segment(customer_id)}", params={"name": name})
+
 
 class ApiKeys:
     """Needs an administrator's key."""
@@ -134,6 +151,15 @@ class ApiKeys:
 
     def list(self, customer_id: str) -> Iterator[ApiKey]:
         return self._transport.pages(ApiKey, "/v1/api-keys", {"customer": customer_id})
+
+    def get(self, key_id: str) -> ApiKey:
+        return self._transport.fetch(ApiKey, f"/v1/api-keys/{segment(key_id)}")
+
+    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
+        """A new key that may do the same, with its `token`; the old one holds for `overlap_seconds` more, by default
+        a day."""
+        body = {"overlap_seconds": overlap_seconds}
+        return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/rotate", body)
 
     def revoke(self, key_id: str) -> ApiKey:
         return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/revoke")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Query
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query
 from sqlalchemy import select
 
 from api import schemas
-from api.deps import AdminSession, After, Limit
+from api.deps import AdminSession, After, Limit, ServicesDep, ring_after_commit
 from api.idempotency import OnceRoute
 from api.problems import responses
 from bpt_store import customers, ids, models
-from bpt_store.errors import NotFound
+from bpt_store.models import JobKind
 from bpt_store.paging import page
 
 router = APIRouter(prefix="/v1", route_class=OnceRoute)
@@ -34,6 +36,63 @@ def list_customers(session: AdminSession, limit: Limit = 20, after: After = None
 @router.get("/customers/{customer_id}", tags=["customers"], summary="Show a customer", responses=responses("not_found"))
 def get_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
     return schemas.Customer.of(customers.get(session, ids.parse(ids.CUSTOMER, customer_id)))
+
+
+@router.patch(
+    "/customers/{customer_id}",
+    tags=["customers"],
+    summary="Rename a customer; change his share, limits and quotas",
+    responses=responses("not_found", "name_taken"),
+)
+def change_customer(customer_id: str, body: schemas.CustomerChange, session: AdminSession) -> schemas.Customer:
+    identifier = ids.parse(ids.CUSTOMER, customer_id)
+    return schemas.Customer.of(customers.change(session, identifier, body.changes()))
+
+
+@router.post(
+    "/customers/{customer_id}/suspend",
+    tags=["customers"],
+    summary="Refuse a customer's keys from now on, and let his queued jobs wait; what runs comes to its end",
+    responses=responses("not_found"),
+)
+def suspend_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
+    return schemas.Customer.of(customers.suspend(session, ids.parse(ids.CUSTOMER, customer_id)))
+
+
+@router.post(
+    "/customers/{customer_id}/resume",
+    tags=["customers"],
+    summary="End a suspension: all is as it was before",
+    responses=responses("not_found"),
+)
+def resume_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
+    customer = customers.resume(session, ids.parse(ids.CUSTOMER, customer_id))
+    for kind in JobKind:
+        ring_after_commit(session, kind)
+    return schemas.Customer.of(customer)
+
+
+@router.delete(
+    "/customers/{customer_id}",
+    status_code=204,
+    tags=["customers"],
+    summary="Delete a customer with all that is his, for good; running jobs stop",
+    responses=responses("not_found", "name_mismatch"),
+)
+def delete_customer(
+    customer_id: str,
+    services: ServicesDep,
+    session: AdminSession,
+    name: Annotated[str, Query(description="the customer's name, to confirm that this one is meant")],
+) -> None:
+    settings = services.settings
+    customers.delete(
+        session,
+        ids.parse(ids.CUSTOMER, customer_id),
+        name,
+        # The longest that a lease or the request of an upload can last.
+        look_again_seconds=max(settings.lease_seconds, settings.upload_expiry_seconds),
+    )
 
 
 @router.post(
@@ -61,6 +120,26 @@ def list_api_keys(
     return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
+@router.get("/api-keys/{key_id}", tags=["api-keys"], summary="Show an API key", responses=responses("not_found"))
+def get_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
+    return schemas.ApiKey.of(customers.get_key(session, ids.parse(ids.KEY, key_id)))
+
+
+@router.post(
+    "/api-keys/{key_id}/rotate",
+    status_code=201,
+    tags=["api-keys"],
+    summary="Replace an API key by a new one that may do the same; for a while both hold",
+    responses=responses("not_found", "key_ended"),
+)
+def rotate_api_key(
+    key_id: str, session: AdminSession, body: Annotated[schemas.ApiKeyRotate | None, Body()] = None
+) -> schemas.ApiKey:
+    overlap_seconds = (body or schemas.ApiKeyRotate()).overlap_seconds
+    key, token = customers.rotate_key(session, ids.parse(ids.KEY, key_id), overlap_seconds=overlap_seconds)
+    return schemas.ApiKey.of(key, token)
+
+
 @router.post(
     "/api-keys/{key_id}/revoke",
     tags=["api-keys"],
@@ -68,7 +147,6 @@ def list_api_keys(
     responses=responses("not_found"),
 )
 def revoke_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
-    key = session.get(models.ApiKey, ids.parse(ids.KEY, key_id))
-    if key is None or key.customer_id is None:
-        raise NotFound(f"there is no {key_id!r}")
+    key = customers.get_key(session, ids.parse(ids.KEY, key_id))
+    assert key.customer_id is not None
     return schemas.ApiKey.of(customers.revoke_key(session, key.customer_id, key.id))
