@@ -14,6 +14,7 @@ from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
 from bpt_store import ids, models, scheduling
+from bpt_store.audit import Action
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
 from bpt_store.scheduling import Priority, Reason
@@ -170,6 +171,38 @@ class ApiKey(BaseModel):
             revoked_at=row.revoked_at,
             last_used_at=row.last_used_at,
             token=token,
+        )
+
+
+class AuditEntry(BaseModel):
+    """What was done to whom by which key. It holds ids, numbers and words of the service's, no text of a customer's."""
+
+    id: str
+    customer: str | None
+    actor: str = Field(description="the key that was used, also an administrator's", examples=[f"key_{'0' * 32}"])
+    action: Action
+    resource_type: str = Field(examples=["prompt_set"])
+    resource: str = Field(examples=[f"ps_{'0' * 32}"])
+    before: dict[str, Any] | None = Field(serialization_alias="from")
+    after: dict[str, Any] | None = Field(serialization_alias="to")
+    request_id: str | None = Field(
+        description="X-Request-Id; one that the caller chose as sha256: and 32 digits of its SHA-256"
+    )
+    at: datetime
+
+    @classmethod
+    def of(cls, row: models.AuditEntry) -> Self:
+        return cls(
+            id=ids.public(ids.AUDIT, row.id),
+            customer=ids.public(ids.CUSTOMER, row.customer_id) if row.customer_id else None,
+            actor=ids.public(ids.KEY, row.actor),
+            action=Action(row.action),
+            resource_type=row.action.partition(".")[0],
+            resource=row.resource,
+            before=row.before,
+            after=row.after,
+            request_id=row.request_id,
+            at=row.at,
         )
 
 

@@ -36,6 +36,7 @@ class Scope(StrEnum):
     PROMPTS_READ = "prompts:read"
     PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
+    AUDIT_READ = "audit:read"
     ADMIN = "admin"
 
 

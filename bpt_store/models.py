@@ -495,3 +495,20 @@ class DoomedObject(Base):
     key: Mapped[str]  # one object, or everything below a prefix that ends in "/"
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     not_before: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class AuditEntry(Base):
+    """Append-only; see audit.py. No foreign keys: entries outlive customers, keys and what they are about."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("audit_log_of_customer", "customer_id", "id"),)
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID | None]  # whom it is about
+    actor: Mapped[UUID]  # the key
+    action: Mapped[str]
+    resource: Mapped[str]  # its public id
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+    request_id: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))

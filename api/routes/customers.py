@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Body, Query
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api import schemas
 from api.deps import AdminSession, After, Limit, ServicesDep, ring_after_commit
 from api.idempotency import OnceRoute
 from api.problems import responses
-from bpt_store import customers, ids, models
+from bpt_store import audit, customers, ids, models
+from bpt_store.audit import Action, Fact
 from bpt_store.models import JobKind
 from bpt_store.paging import page
 
@@ -22,7 +26,9 @@ router = APIRouter(prefix="/v1", route_class=OnceRoute)
     "/customers", status_code=201, tags=["customers"], summary="Create a customer", responses=responses("name_taken")
 )
 def create_customer(body: schemas.CustomerCreate, session: AdminSession) -> schemas.Customer:
-    return schemas.Customer.of(customers.create(session, body.name))
+    customer = customers.create(session, body.name)
+    _record(session, Action.CUSTOMER_CREATED, customer.id)
+    return schemas.Customer.of(customer)
 
 
 @router.get("/customers", tags=["customers"], summary="List customers", responses=responses("not_found"))
@@ -45,8 +51,13 @@ def get_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
     responses=responses("not_found", "name_taken"),
 )
 def change_customer(customer_id: str, body: schemas.CustomerChange, session: AdminSession) -> schemas.Customer:
-    identifier = ids.parse(ids.CUSTOMER, customer_id)
-    return schemas.Customer.of(customers.change(session, identifier, body.changes()))
+    identifier, changes = ids.parse(ids.CUSTOMER, customer_id), body.changes()
+    old = customers.get(session, identifier)
+    before = {name: getattr(old, name) for name in changes}
+    customer = customers.change(session, identifier, changes)
+    renamed = {"renamed": True} if before.pop("name", customer.name) != customer.name else {}
+    _record(session, Action.CUSTOMER_CHANGED, identifier, before, {name: changes[name] for name in before} | renamed)
+    return schemas.Customer.of(customer)
 
 
 @router.post(
@@ -56,7 +67,9 @@ def change_customer(customer_id: str, body: schemas.CustomerChange, session: Adm
     responses=responses("not_found"),
 )
 def suspend_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
-    return schemas.Customer.of(customers.suspend(session, ids.parse(ids.CUSTOMER, customer_id)))
+    customer = customers.suspend(session, ids.parse(ids.CUSTOMER, customer_id))
+    _record(session, Action.CUSTOMER_SUSPENDED, customer.id)
+    return schemas.Customer.of(customer)
 
 
 @router.post(
@@ -67,6 +80,7 @@ def suspend_customer(customer_id: str, session: AdminSession) -> schemas.Custome
 )
 def resume_customer(customer_id: str, session: AdminSession) -> schemas.Customer:
     customer = customers.resume(session, ids.parse(ids.CUSTOMER, customer_id))
+    _record(session, Action.CUSTOMER_RESUMED, customer.id)
     for kind in JobKind:
         ring_after_commit(session, kind)
     return schemas.Customer.of(customer)
@@ -85,14 +99,15 @@ def delete_customer(
     session: AdminSession,
     name: Annotated[str, Query(description="the customer's name, to confirm that this one is meant")],
 ) -> None:
-    settings = services.settings
+    settings, identifier = services.settings, ids.parse(ids.CUSTOMER, customer_id)
     customers.delete(
         session,
-        ids.parse(ids.CUSTOMER, customer_id),
+        identifier,
         name,
         # The longest that a lease or the request of an upload can last.
         look_again_seconds=max(settings.lease_seconds, settings.upload_expiry_seconds),
     )
+    _record(session, Action.CUSTOMER_DELETED, identifier)
 
 
 @router.post(
@@ -105,6 +120,7 @@ def delete_customer(
 def create_api_key(body: schemas.ApiKeyCreate, session: AdminSession) -> schemas.ApiKey:
     customer = customers.get(session, ids.parse(ids.CUSTOMER, body.customer))
     key, token = customers.create_key(session, customer.id, body.name, body.scopes, body.expires_at)
+    _record_key(session, Action.KEY_CREATED, key, after={"scopes": [*body.scopes], "expires_at": body.expires_at})
     return schemas.ApiKey.of(key, token)
 
 
@@ -137,6 +153,8 @@ def rotate_api_key(
 ) -> schemas.ApiKey:
     overlap_seconds = (body or schemas.ApiKeyRotate()).overlap_seconds
     key, token = customers.rotate_key(session, ids.parse(ids.KEY, key_id), overlap_seconds=overlap_seconds)
+    facts: dict[str, Fact] = {"key": ids.public(ids.KEY, key.id), "overlap_seconds": overlap_seconds}
+    _record_key(session, Action.KEY_ROTATED, customers.get_key(session, ids.parse(ids.KEY, key_id)), after=facts)
     return schemas.ApiKey.of(key, token)
 
 
@@ -149,4 +167,23 @@ def rotate_api_key(
 def revoke_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
     key = customers.get_key(session, ids.parse(ids.KEY, key_id))
     assert key.customer_id is not None
-    return schemas.ApiKey.of(customers.revoke_key(session, key.customer_id, key.id))
+    revoked = customers.revoke_key(session, key.customer_id, key.id)
+    _record_key(session, Action.KEY_REVOKED, revoked)
+    return schemas.ApiKey.of(revoked)
+
+
+def _record(
+    session: Session,
+    action: Action,
+    customer_id: UUID,
+    before: Mapping[str, Fact] | None = None,
+    after: Mapping[str, Fact] | None = None,
+) -> None:
+    resource = ids.public(ids.CUSTOMER, customer_id)
+    audit.record(session, action, resource, customer_id=customer_id, before=before, after=after)
+
+
+def _record_key(
+    session: Session, action: Action, key: models.ApiKey, *, after: Mapping[str, Fact] | None = None
+) -> None:
+    audit.record(session, action, ids.public(ids.KEY, key.id), customer_id=key.customer_id, after=after)

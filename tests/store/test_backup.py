@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from bpt_store import (
     aliases,
+    audit,
     backup,
     checkpoints,
     customers,
@@ -37,6 +38,7 @@ from bpt_store import (
     scheduling,
     uploads,
 )
+from bpt_store.audit import Actor
 from bpt_store.backup_files import LOCK, OBJECTS, BackupError, Manifest, Place
 from bpt_store.customers import CUSTOMER_SCOPES
 from bpt_store.datasets import Contents
@@ -94,6 +96,7 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
         publication = Publication(ARTIFACT, "vit", "fingerprint", ["a\tb", "\\."], {"x": "ü\n"}, 1, {})
         for _ in range(2):
             prompt_sets.publish(session, prompt_set.id, publication, job_id=uuid4(), dataset_id=dataset.id)
+        audit.act_as(session, Actor(uuid4(), "req_1"))
         aliases.move(session, prompt_set.id, "production", 1, actor="key")
         sender, reply = idempotency.Sender.customer(customer_id), idempotency.Reply(201, b"{}", None)
         idempotency.keep(session, sender, "key", bytes(32), reply, 24)
@@ -376,6 +379,7 @@ def test_every_column_that_may_hold_keys_is_looked_into_or_known_to_hold_none() 
         "job_checkpoints": {"val", "facts"},
         "prompt_sets": {"metadata"},
         "prompt_set_versions": {"class_names", "recipe", "metrics", "continued_from"},
+        "audit_log": {"before", "after"},
         "doomed_objects": {"key"},  # what is to be deleted
     }
     looked_into = {*references.HOLDING, *((table, "key") for table in references.ROWS)}

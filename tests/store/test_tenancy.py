@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, customers, datasets, idempotency, jobs, prompt_sets, uploads
+from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads
+from bpt_store.audit import Actor
 from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
@@ -24,7 +25,7 @@ from bpt_store.uploads import Intent, Part
 TABLES = sorted(table.name for table in Base.metadata.tables.values())
 SECRET = ("api_keys",)  # customers have no right to this table at all
 PLENTY = Limits(datasets=9, images=9, stored_bytes=9)
-APPEND_ONLY = ("alias_moves",)  # customers may read and add, not change
+APPEND_ONLY = ("alias_moves", "audit_log")  # customers may read and add, not change
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def fill(database: Database) -> Callable[[str], UUID]:
             prompt_set = prompt_sets.get_or_create(session, customer_id, "p")
             publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
             prompt_sets.publish(session, prompt_set.id, publication, job_id=job.id, dataset_id=dataset.id)
+            audit.act_as(session, Actor(uuid4(), "req_1"))
             aliases.move(session, prompt_set.id, "production", 1, actor="key")
             left: dict[str, Any] = {"artifact": b"a", "sha256": "", "bytes": 1, "score": 0.5, "val": {}, "facts": {}}
             session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
@@ -230,7 +232,7 @@ def test_a_deleted_customer_takes_every_row_along_but_what_is_to_be_deleted_stil
     with database.system() as session:
         session.execute(text("DELETE FROM customers WHERE id = :one"), {"one": one})
         left = {table: session.scalar(text(f"SELECT count(*) FROM {table}")) for table in TABLES}
-    assert {table for table, count in left.items() if count} == {"doomed_objects"}
+    assert {table for table, count in left.items() if count} == {"doomed_objects", "audit_log"}
 
 
 def test_one_customer_cannot_see_that_anothers_dataset_exists(database: Database, fill: Callable[[str], UUID]) -> None:
