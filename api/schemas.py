@@ -183,8 +183,8 @@ class AuditEntry(BaseModel):
     action: Action
     resource_type: str = Field(examples=["prompt_set"])
     resource: str = Field(examples=[f"ps_{'0' * 32}"])
-    before: dict[str, Any] | None = Field(serialization_alias="from")
-    after: dict[str, Any] | None = Field(serialization_alias="to")
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
     request_id: str | None = Field(
         description="X-Request-Id; one that the caller chose as sha256: and 32 digits of its SHA-256"
     )

@@ -24,7 +24,7 @@ from typing import BinaryIO, Self
 from bpt_client.batch_predictions import BatchPredictions
 from bpt_client.datasets import Datasets
 from bpt_client.errors import InputError
-from bpt_client.models import ApiKey, Backbone, Customer, Method, Prediction, parse
+from bpt_client.models import ApiKey, AuditEntry, Backbone, Customer, Method, Prediction, parse
 from bpt_client.prompt_sets import PromptSets
 from bpt_client.transport import Transport, decode, segment
 from bpt_client.tuning_jobs import TuningJobs
@@ -63,6 +63,25 @@ class Client:
 
     def methods(self) -> Iterator[Method]:
         return self._transport.pages(Method, "/v1/methods")
+
+    def audit_log(
+        self,
+        customer_id: str | None = None,
+        *,
+        action: str | None = None,
+        resource: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[AuditEntry]:
+        """What was done, newest first; an administrator says of which customer, who may be deleted.
+
+        `action` is for example "prompt_set.alias.moved", `resource` and `actor` are ids. Times know their zone.
+        """
+        path = "/v1/audit-log" if customer_id is None else f"/v1/customers/{segment(customer_id)}/audit-log"
+        times = {"since": since, "until": until}
+        given = {name: None if time is None else time.isoformat() for name, time in times.items()}
+        return self._transport.pages(AuditEntry, path, {"action": action, "resource": resource, "actor": actor} | given)
 
     def predict(
         self,

@@ -66,6 +66,22 @@ class ApiKey:
 
 
 @dataclass(frozen=True)
+class AuditEntry:
+    """What was done by which key, told by ids and numbers; `before` and `after` are what it changed."""
+
+    id: str
+    customer: str | None
+    actor: str
+    action: str
+    resource_type: str
+    resource: str
+    at: datetime
+    before: Json | None = None
+    after: Json | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A frozen Vision Transformer; sizes in pixels, `depth` in blocks.
 

@@ -187,7 +187,7 @@ def test_a_customer_reads_what_was_done_by_him_and_to_him_and_nobody_elses(story
     assert read == story.do("get", "/v1/customers/{customer_id}/audit-log", None, who="admin", customer_id=mine)
     first, second = read["data"]
     assert (first["action"], first["resource_type"], first["resource"]) == ("customer.changed", "customer", mine)
-    assert (first["from"], first["to"]) == ({"weight": 1.0, "queued_jobs_limit": None}, changed)
+    assert (first["before"], first["after"]) == ({"weight": 1.0, "queued_jobs_limit": None}, changed)
     assert (second["action"], second["resource"], second["customer"]) == ("dataset.deleted", dataset, mine)
     assert story.do("get", "/v1/audit-log", None, who="other")["data"] == []
     page = story.do("get", "/v1/audit-log", None, params={"limit": 1})
