@@ -20,6 +20,7 @@ from api.middleware import LimitBody, Observe
 from api.prediction_schemas import PredictionCreate
 from api.routes import (
     aliases,
+    audit_log,
     batch_predictions,
     catalog,
     checkpoints,
@@ -41,7 +42,7 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
-    *(customers, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
     *(tuning_jobs, checkpoints, prompt_sets, aliases, batch_predictions),
 )
 BODY_LIMIT_BYTES = 1 << 20

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from api.idempotency import OnceDep
 from api.indexes import Indexes
 from api.problems import Problem
-from bpt_store import customers
+from bpt_store import audit, customers, logs
+from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
 from bpt_store.db import Database
 from bpt_store.errors import Unauthenticated
@@ -74,6 +75,11 @@ def customer_of(identity: Identity) -> UUID:
     return identity.customer_id
 
 
+def actor(identity: Identity) -> Actor:
+    """As whom the audit log knows this request."""
+    return Actor(identity.key_id, logs.request_id.get())
+
+
 def customer_session(scope: Scope) -> Callable[..., Iterator[Session]]:
     """A dependency: one transaction for the caller's customer, committed before the reply leaves."""
 
@@ -82,6 +88,7 @@ def customer_session(scope: Scope) -> Callable[..., Iterator[Session]]:
     ) -> Iterator[Session]:
         customer_id = customer_of(identity)
         with services.database.customer(customer_id) as session:
+            audit.act_as(session, actor(identity))
             if once is not None:
                 once.begin(session, Sender.customer(customer_id))
             yield session
@@ -98,10 +105,12 @@ def admin_session(
 ) -> Iterator[Session]:
     """One transaction that sees all customers."""
     with services.database.system() as session:
+        audit.act_as(session, actor(identity))
         if once is not None:
             assert credentials is not None
             once.begin(session, Sender.administrator(identity.key_id, credentials.credentials))
         yield session
+    ring(services, session)
 
 
 def ring_after_commit(session: Session, kind: JobKind) -> None:
@@ -119,6 +128,7 @@ DatasetsReadSession = Annotated[Session, Depends(customer_session(Scope.DATASETS
 DatasetsWriteSession = Annotated[Session, Depends(customer_session(Scope.DATASETS_WRITE), scope="function")]
 JobsReadSession = Annotated[Session, Depends(customer_session(Scope.JOBS_READ), scope="function")]
 JobsWriteSession = Annotated[Session, Depends(customer_session(Scope.JOBS_WRITE), scope="function")]
+AuditReadSession = Annotated[Session, Depends(customer_session(Scope.AUDIT_READ), scope="function")]
 PredictSession = Annotated[Session, Depends(customer_session(Scope.PREDICT), scope="function")]
 PromptsReadSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_READ), scope="function")]
 PromptsWriteSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_WRITE), scope="function")]

@@ -15,8 +15,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from psycopg.errors import ForeignKeyViolation
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -32,6 +33,7 @@ RETRY_AFTER_SECONDS = 2
 
 STATUS: dict[str, int] = {
     "unauthenticated": 401,
+    "customer_suspended": 403,
     "insufficient_scope": 403,
     "quota_exceeded": 403,
     "not_found": 404,
@@ -51,6 +53,7 @@ STATUS: dict[str, int] = {
     "job_succeeded": 409,
     "job_terminal": 409,
     "job_unfinished": 409,
+    "key_ended": 409,
     "name_taken": 409,
     "upload_complete": 409,
     "upload_expired": 409,
@@ -78,6 +81,7 @@ STATUS: dict[str, int] = {
     "import_url_forbidden": 422,
     "invalid_request": 422,
     "invalid_setting": 422,
+    "name_mismatch": 422,
     "prompt_set_too_large": 422,
     "upload_incomplete": 422,
     "queue_limit": 429,
@@ -92,7 +96,10 @@ STATUS: dict[str, int] = {
     "insufficient_storage": 507,
 }
 # Any operation may meet these: a key that does not hold, a database that is away, a bug.
-_ANYWHERE = ("unauthenticated", "insufficient_scope", "invalid_request", "internal_error", "database_unavailable")
+_ANYWHERE = (
+    *("unauthenticated", "customer_suspended", "insufficient_scope"),
+    *("invalid_request", "internal_error", "database_unavailable"),
+)
 _OF_HTTP_STATUS = {400: "body_unreadable", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
@@ -195,6 +202,7 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(PoolTimeout, _database)
+    app.add_exception_handler(IntegrityError, _integrity)
 
 
 def document(request: Request, code: str, detail: str, **more: Any) -> ProblemDocument:
@@ -259,6 +267,15 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _database(request: Request, error: Exception) -> Response:
     logger.error("database away", extra={"reason": str(error)})
     return _reply(request, "database_unavailable", "the database cannot be reached right now")
+
+
+async def _integrity(request: Request, error: Exception) -> Response:
+    """A customer may be deleted while a request of his is under way: its key does not hold any more."""
+    assert isinstance(error, IntegrityError)
+    broken = error.orig.diag.constraint_name if isinstance(error.orig, ForeignKeyViolation) else None
+    if broken is None or not broken.endswith("_customer_id_fkey"):
+        return await unexpected(request, error)
+    return _reply(request, "unauthenticated", "the customer of this API key has been deleted")
 
 
 async def unexpected(request: Request, error: Exception) -> Response:

@@ -18,9 +18,11 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api.deps import Services, ServicesDep, customer_of, require, ring
+from api.deps import Services, ServicesDep, actor, customer_of, require, ring
 from api.idempotency import Once, Replay, response_of
 from api.problems import Problem
+from bpt_store import audit
+from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
 from bpt_store.idempotency import Reply, Sender
 
@@ -183,11 +185,13 @@ class Receiver:
 
     services: Services
     customer_id: UUID
+    actor: Actor
     once: Once | None = None
 
     async def transaction(self, action: Callable[[Session], Result]) -> Result:
         def run() -> Result:
             with self.services.database.customer(self.customer_id) as session:
+                audit.act_as(session, self.actor)
                 result = action(session)
             ring(self.services, session)
             return result
@@ -219,7 +223,7 @@ async def _receiver(
 ) -> AsyncIterator[Receiver]:
     """Raises Replay for what was answered before. Conflict `idempotency_in_progress` before a body is read."""
     once, customer_id = Once.of(request), customer_of(identity)
-    receiver = Receiver(services, customer_id, once)
+    receiver = Receiver(services, customer_id, actor(identity), once)
     if once is None:
         yield receiver
         return

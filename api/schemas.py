@@ -14,6 +14,7 @@ from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
 from bpt_store import ids, models, scheduling
+from bpt_store.audit import Action
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.prompt_sets import NAME_PATTERN
 from bpt_store.scheduling import Priority, Reason
@@ -80,14 +81,53 @@ class CustomerCreate(Request):
     name: Name
 
 
+class CustomerChange(Request):
+    """What is absent stays. A weight, limit or quota that is null becomes the service's own."""
+
+    name: Name = Field("", examples=["acme"])
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
+        None, description="of his share of the workers; 1 where nothing is said"
+    )
+    running_jobs_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    queued_jobs_limit: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    quota_datasets: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    quota_images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    quota_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """As customers.change takes them."""
+        given = self.model_dump(exclude_unset=True)
+        return given | ({"weight": 1.0} if given.get("weight", 1.0) is None else {})
+
+
 class Customer(BaseModel):
+    """A limit or quota that is null is the service's own."""
+
     id: str
     name: str
+    suspended_at: datetime | None
+    weight: float
+    running_jobs_limit: int | None = Field(description="of one kind at a time")
+    queued_jobs_limit: int | None = Field(description="unfinished jobs of one kind")
+    quota_datasets: int | None
+    quota_images: int | None
+    quota_bytes: int | None
     created_at: datetime
 
     @classmethod
     def of(cls, row: models.Customer) -> Self:
-        return cls(id=ids.public(ids.CUSTOMER, row.id), name=row.name, created_at=row.created_at)
+        return cls(
+            id=ids.public(ids.CUSTOMER, row.id),
+            name=row.name,
+            suspended_at=row.suspended_at,
+            weight=row.weight,
+            running_jobs_limit=row.running_jobs_limit,
+            queued_jobs_limit=row.queued_jobs_limit,
+            quota_datasets=row.quota_datasets,
+            quota_images=row.quota_images,
+            quota_bytes=row.quota_bytes,
+            created_at=row.created_at,
+        )
 
 
 class ApiKeyCreate(Request):
@@ -97,8 +137,17 @@ class ApiKeyCreate(Request):
     expires_at: datetime | None = None
 
 
+class ApiKeyRotate(Request):
+    overlap_seconds: int = Field(
+        86400,
+        ge=0,
+        le=30 * 86400,
+        description="so long the old key holds too, if it does not end before",
+    )
+
+
 class ApiKey(BaseModel):
-    """`token` is there in the reply to the creation and never again."""
+    """`token` is there in the reply that makes the key and never again."""
 
     id: str
     customer: str | None
@@ -107,6 +156,7 @@ class ApiKey(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
     token: str | None = None
 
     @classmethod
@@ -119,7 +169,40 @@ class ApiKey(BaseModel):
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
+            last_used_at=row.last_used_at,
             token=token,
+        )
+
+
+class AuditEntry(BaseModel):
+    """What was done to whom by which key. It holds ids, numbers and words of the service's, no text of a customer's."""
+
+    id: str
+    customer: str | None
+    actor: str = Field(description="the key that was used, also an administrator's", examples=[f"key_{'0' * 32}"])
+    action: Action
+    resource_type: str = Field(examples=["prompt_set"])
+    resource: str = Field(examples=[f"ps_{'0' * 32}"])
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    request_id: str | None = Field(
+        description="X-Request-Id; one that the caller chose as sha256: and 32 digits of its SHA-256"
+    )
+    at: datetime
+
+    @classmethod
+    def of(cls, row: models.AuditEntry) -> Self:
+        return cls(
+            id=ids.public(ids.AUDIT, row.id),
+            customer=ids.public(ids.CUSTOMER, row.customer_id) if row.customer_id else None,
+            actor=ids.public(ids.KEY, row.actor),
+            action=Action(row.action),
+            resource_type=row.action.partition(".")[0],
+            resource=row.resource,
+            before=row.before,
+            after=row.after,
+            request_id=row.request_id,
+            at=row.at,
         )
 
 

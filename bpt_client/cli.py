@@ -10,7 +10,16 @@ from typing import Annotated
 
 import typer
 
-from bpt_client.commands import batch_predictions, customers, datasets, jobs, predictions, prompt_sets, server
+from bpt_client.commands import (
+    audit_log,
+    batch_predictions,
+    customers,
+    datasets,
+    jobs,
+    predictions,
+    prompt_sets,
+    server,
+)
 from bpt_client.commands.connection import Connection
 from bpt_client.errors import BptError
 from bpt_client.terminal import fail
@@ -27,6 +36,7 @@ app.command()(server.restore)
 app.add_typer(server.admin, name="admin")
 app.add_typer(customers.customers, name="customers")
 app.add_typer(customers.keys, name="keys")
+app.command()(audit_log.audit_log)
 app.add_typer(datasets.app, name="datasets")
 app.command()(jobs.tune)
 app.add_typer(jobs.app, name="jobs")

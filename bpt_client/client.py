@@ -24,7 +24,7 @@ from typing import BinaryIO, Self
 from bpt_client.batch_predictions import BatchPredictions
 from bpt_client.datasets import Datasets
 from bpt_client.errors import InputError
-from bpt_client.models import ApiKey, Backbone, Customer, Method, Prediction, parse
+from bpt_client.models import ApiKey, AuditEntry, Backbone, Customer, Method, Prediction, parse
 from bpt_client.prompt_sets import PromptSets
 from bpt_client.transport import Transport, decode, segment
 from bpt_client.tuning_jobs import TuningJobs
@@ -63,6 +63,25 @@ class Client:
 
     def methods(self) -> Iterator[Method]:
         return self._transport.pages(Method, "/v1/methods")
+
+    def audit_log(
+        self,
+        customer_id: str | None = None,
+        *,
+        action: str | None = None,
+        resource: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[AuditEntry]:
+        """What was done, newest first; an administrator says of which customer, who may be deleted.
+
+        `action` is for example "prompt_set.alias.moved", `resource` and `actor` are ids. Times know their zone.
+        """
+        path = "/v1/audit-log" if customer_id is None else f"/v1/customers/{segment(customer_id)}/audit-log"
+        times = {"since": since, "until": until}
+        given = {name: None if time is None else time.isoformat() for name, time in times.items()}
+        return self._transport.pages(AuditEntry, path, {"action": action, "resource": resource, "actor": actor} | given)
 
     def predict(
         self,
@@ -108,6 +127,23 @@ class Customers:
     def get(self, customer_id: str) -> Customer:
         return self._transport.fetch(Customer, f"/v1/customers/{segment(customer_id)}")
 
+    def change(self, customer_id: str, **changes: str | float | None) -> Customer:
+        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`;
+        what is not given stays, and None is the service's own."""
+        answer = self._transport.once("PATCH", f"/v1/customers/{segment(customer_id)}", json=changes)
+        return parse(Customer, decode(answer))
+
+    def suspend(self, customer_id: str) -> Customer:
+        """The customer's keys are refused from now on, and queued jobs wait."""
+        return self._transport.send(Customer, f"/v1/customers/{segment(customer_id)}/suspend")
+
+    def resume(self, customer_id: str) -> Customer:
+        return self._transport.send(Customer, f"/v1/customers/{segment(customer_id)}/resume")
+
+    def delete(self, customer_id: str, name: str) -> None:
+        """With all that is the customer's, for good. `name` must be the customer's name."""
+        self._transport.once("DELETE", f"/v1/customers/{segment(customer_id)}", params={"name": name})
+
 
 class ApiKeys:
     """Needs an administrator's key."""
@@ -134,6 +170,15 @@ class ApiKeys:
 
     def list(self, customer_id: str) -> Iterator[ApiKey]:
         return self._transport.pages(ApiKey, "/v1/api-keys", {"customer": customer_id})
+
+    def get(self, key_id: str) -> ApiKey:
+        return self._transport.fetch(ApiKey, f"/v1/api-keys/{segment(key_id)}")
+
+    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
+        """A new key that may do the same, with its `token`; the old one holds for `overlap_seconds` more, by default
+        a day."""
+        body = {"overlap_seconds": overlap_seconds}
+        return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/rotate", body)
 
     def revoke(self, key_id: str) -> ApiKey:
         return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/revoke")

@@ -36,9 +36,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Customer:
+    """A limit or quota that is None is the service's own."""
+
     id: str
     name: str
     created_at: datetime
+    suspended_at: datetime | None = None
+    weight: float = 1.0
+    running_jobs_limit: int | None = None
+    queued_jobs_limit: int | None = None
+    quota_datasets: int | None = None
+    quota_images: int | None = None
+    quota_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,24 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
     token: str | None = field(default=None, repr=False)  # must not end up in a log by way of repr
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """What was done by which key, told by ids and numbers; `before` and `after` are what it changed."""
+
+    id: str
+    customer: str | None
+    actor: str
+    action: str
+    resource_type: str
+    resource: str
+    at: datetime
+    before: Json | None = None
+    after: Json | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)

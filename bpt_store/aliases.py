@@ -16,6 +16,8 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from bpt_store import audit, ids
+from bpt_store.audit import Action
 from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
 from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.paging import page
@@ -226,4 +228,7 @@ def _record(
     )
     session.add(moved)
     session.flush()
+    action = Action.ALIAS_REMOVED if to_version is None else Action.ALIAS_MOVED
+    resource = ids.public(ids.PROMPT_SET, prompt_set.id)
+    audit.record(session, action, resource, before={"version": from_version}, after={"version": to_version})
     return moved

@@ -6,6 +6,7 @@ StoreError              has a stable `code`
 ├── Conflict            not in the state it is in now
 ├── LimitReached        a limit of the customer's
 ├── Unauthenticated     no key, or none that holds
+├── Suspended           a key that holds, of a customer who is suspended
 ├── Damaged             what is stored is not what was stored
 └── LeaseLost           a worker was replaced: stop, write nothing more
 """
@@ -40,6 +41,10 @@ class LimitReached(StoreError):
 
 class Unauthenticated(StoreError):
     code = "unauthenticated"
+
+
+class Suspended(StoreError):
+    code = "customer_suspended"
 
 
 class Damaged(StoreError):

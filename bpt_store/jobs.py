@@ -43,6 +43,7 @@ from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.models import (
     HELD_STATES,
     TERMINAL_STATES,
+    Customer,
     Dataset,
     DatasetState,
     DatasetVersion,
@@ -83,7 +84,9 @@ def create(
     priority: Priority = Priority.NORMAL,
     unfinished_limit: int | None = None,
 ) -> Job:
-    """A queued job; ring its doorbell after the commit. LimitReached `queue_limit` beyond `unfinished_limit`."""
+    """A queued job; ring its doorbell after the commit. LimitReached `queue_limit` beyond the customer's own limit, or
+    `unfinished_limit` where he has none.
+    """
     _check_unfinished(session, customer_id, kind, unfinished_limit)
     job = Job(
         customer_id=customer_id,
@@ -337,6 +340,16 @@ def crash(
     _crashed(session, job, code, detail, max_failures, backoff_seconds)
 
 
+def give_up_if_gone(session: Session, job: Job) -> None:
+    """After an attempt that lost its lease: where job or dataset are deleted, so is what it has stored since."""
+    if session.scalar(select(Job.id).where(Job.id == job.id)) is None:
+        doom(session, job.customer_id, work_prefix(job.id))
+        doom(session, job.customer_id, results_prefix(job.id))
+    if job.kind is JobKind.INGEST and session.scalar(select(Dataset.id).where(Dataset.id == job.dataset_id)) is None:
+        assert job.dataset_id is not None
+        doom(session, job.customer_id, f"datasets/{job.dataset_id.hex}/")
+
+
 # --- the sweep's side ------------------------------------------------------------------------------------------
 
 
@@ -370,9 +383,10 @@ def give_up_checkpoints(session: Session, older_than_hours: float) -> int:
     return len(kept)
 
 
-def doom(session: Session, customer_id: UUID, key: str) -> None:
-    """Have an object, or all below a prefix that ends in "/", deleted once this transaction has committed."""
-    session.add(DoomedObject(customer_id=customer_id, key=key))
+def doom(session: Session, customer_id: UUID, key: str, *, after_seconds: float = 0) -> None:
+    """Have an object, or all below a prefix that ends in "/", deleted once this transaction has committed, or later."""
+    not_before = func.now() + timedelta(seconds=after_seconds)
+    session.add(DoomedObject(customer_id=customer_id, key=key, not_before=not_before))
 
 
 # --- inside ----------------------------------------------------------------------------------------------------
@@ -388,11 +402,13 @@ def _unfinished(session: Session, job_id: UUID, kind: JobKind) -> Job:
 def _check_unfinished(session: Session, customer_id: UUID, kind: JobKind, limit: int | None) -> None:
     if limit is None:
         return
+    own = session.scalar(select(Customer.queued_jobs_limit).where(Customer.id == customer_id))
+    most = limit if own is None else own
     unfinished = select(func.count()).where(
         Job.customer_id == customer_id, Job.kind == kind, Job.state.not_in(TERMINAL_STATES)
     )
-    if (session.scalar(unfinished) or 0) >= limit:
-        raise LimitReached(f"{limit} jobs are unfinished already", code="queue_limit")
+    if (session.scalar(unfinished) or 0) >= most:
+        raise LimitReached(f"{most} jobs are unfinished already", code="queue_limit")
 
 
 def _append(session: Session, job: Job, event: str, data: Mapping[str, Any]) -> None:

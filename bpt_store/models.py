@@ -117,13 +117,20 @@ def _customer_id() -> Mapped[UUID]:
 
 
 class Customer(Base):
+    """A limit or quota that is None is the service's own."""
+
     __tablename__ = "customers"
     __table_args__ = (CheckConstraint("weight > 0", name="weight"),)
 
     id: Mapped[UUID] = _id()
     name: Mapped[str] = mapped_column(unique=True)
     weight: Mapped[float] = mapped_column(server_default=text("1"))  # with weight 3, three times the share of another
-    running_jobs_limit: Mapped[int | None]  # of one kind at a time; None: as many as there are workers
+    running_jobs_limit: Mapped[int | None]  # of one kind at a time
+    queued_jobs_limit: Mapped[int | None]  # unfinished ones, of one kind
+    quota_datasets: Mapped[int | None]
+    quota_images: Mapped[int | None] = mapped_column(BigInteger)
+    quota_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    suspended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -140,6 +147,7 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute
 
 
 class Dataset(Base):
@@ -480,8 +488,27 @@ class DoomedObject(Base):
     """Objects to delete, written in the transaction that gave them up; the sweep deletes them and then the row."""
 
     __tablename__ = "doomed_objects"
+    __table_args__ = (Index("doomed_objects_next", "not_before", "id"),)
 
     id: Mapped[UUID] = _id()
     customer_id: Mapped[UUID] = mapped_column()  # no foreign key: the objects outlive a deleted customer
     key: Mapped[str]  # one object, or everything below a prefix that ends in "/"
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    not_before: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class AuditEntry(Base):
+    """Append-only; see audit.py. No foreign keys: entries outlive customers, keys and what they are about."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("audit_log_of_customer", "customer_id", "id"),)
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID | None]  # whom it is about
+    actor: Mapped[UUID]  # the key
+    action: Mapped[str]
+    resource: Mapped[str]  # its public id
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+    request_id: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))

@@ -11,12 +11,14 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from bpt_store.errors import LimitReached
-from bpt_store.models import Dataset, DatasetState, DatasetVersion, Upload, UploadPart
+from bpt_store.models import Customer, Dataset, DatasetState, DatasetVersion, Upload, UploadPart
 from bpt_store.settings import Settings
 
 
 @dataclass(frozen=True)
 class Limits:
+    """Of the service, for customers that have none of their own."""
+
     datasets: int
     images: int
     stored_bytes: int
@@ -73,6 +75,7 @@ def check(
     session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"bpt quota {customer_id}"))))
     session.flush()
     now = use(session, customer_id)
+    limits = _own(session, customer_id, limits)
     for noun, more, used, most in (
         ("datasets", datasets, now.datasets, limits.datasets),
         ("images", images, now.images, limits.images),
@@ -81,3 +84,10 @@ def check(
         if more and used + more > most:
             detail = f"{used:,} of {most:,} {noun} are in use; {more:,} more are too many"
             raise LimitReached(detail, code="quota_exceeded")
+
+
+def _own(session: Session, customer_id: UUID, limits: Limits) -> Limits:
+    columns = (Customer.quota_datasets, Customer.quota_images, Customer.quota_bytes)
+    own = session.execute(select(*columns).where(Customer.id == customer_id)).one_or_none() or (None, None, None)
+    given = (limits.datasets, limits.images, limits.stored_bytes)
+    return Limits(*(default if mine is None else mine for mine, default in zip(own, given, strict=True)))

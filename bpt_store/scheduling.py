@@ -55,7 +55,8 @@ def choose(session: Session, kind: JobKind, running_limit: int | None = None) ->
         turn = session.execute(
             select(QueueShare.customer_id, Customer.weight)
             .join(Customer, Customer.id == QueueShare.customer_id)
-            .where(QueueShare.kind == kind, QueueShare.queued > 0, _may_run(running_limit), _has_available_job())
+            .where(QueueShare.kind == kind, QueueShare.queued > 0, Customer.suspended_at.is_(None))
+            .where(_may_run(running_limit), _has_available_job())
             .order_by(QueueShare.served, QueueShare.customer_id)
             .limit(1)
             .with_for_update(of=QueueShare, skip_locked=skip_locked)
@@ -143,13 +144,11 @@ def waiting(session: Session, job: Job, running_limit: int | None = None) -> Wai
 
 
 def kinds_waiting(session: Session, older_than_seconds: float) -> list[JobKind]:
-    """Kinds of which a job could have been claimed for so long and was not."""
+    """Kinds of which a job could have been claimed for so long and was not; those of suspended customers wait."""
     before = func.clock_timestamp() - timedelta(seconds=older_than_seconds)
     # For each kind as far as the first one, however many there are.
-    waits = [
-        select(Job.id).where(Job.kind == kind, Job.state == JobState.QUEUED, Job.available_at < before).exists()
-        for kind in JobKind
-    ]
+    waiting = and_(Job.state == JobState.QUEUED, Job.available_at < before, _is_of_active_customer())
+    waits = [select(Job.id).where(Job.kind == kind, waiting).exists() for kind in JobKind]
     return [kind for kind, found in zip(JobKind, session.execute(select(*waits)).one(), strict=True) if found]
 
 
@@ -190,6 +189,12 @@ def _has_available_job() -> ColumnElement[bool]:
     # A subquery of one row, not EXISTS: PostgreSQL would make a join of it, and read all that waits.
     first = select(Job.id).where(mine, _is_available()).limit(1).correlate(QueueShare).scalar_subquery()
     return first.is_not(None)
+
+
+def _is_of_active_customer() -> ColumnElement[bool]:
+    # Asked job by job, as above, until one is found.
+    active = select(Customer.id).where(Customer.id == Job.customer_id, Customer.suspended_at.is_(None))
+    return active.correlate(Job).scalar_subquery().is_not(None)
 
 
 def _may_run(running_limit: int | None) -> ColumnElement[bool]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from bpt_store import ids, jobs, logs
@@ -120,6 +120,7 @@ def run(worker: Worker, job: Job, kind: Kind) -> None:
             _conclude(attempt)
         except LeaseLost:
             logger.warning("attempt was replaced", extra={"attempt": job.attempt})
+            _give_up_if_gone(worker, job)
 
 
 def _conclude(attempt: _Attempt) -> None:
@@ -287,6 +288,15 @@ def _write(attempt: _Attempt, action: Callable[[Session], object]) -> None:
             if attempt.lease.is_lost:
                 raise LeaseLost("the database was away for too long") from error
             time.sleep(LOOK_SECONDS)
+
+
+def _give_up_if_gone(worker: Worker, job: Job) -> None:
+    """The job may have been deleted, with its customer for example, while this attempt stored something."""
+    try:
+        with worker.database.customer(job.customer_id) as session:
+            jobs.give_up_if_gone(session, job)
+    except SQLAlchemyError as error:
+        logger.warning("cannot look whether the job is gone", extra={"reason": str(error)})
 
 
 @contextmanager

@@ -52,7 +52,11 @@ def _delete_doomed(worker: Worker) -> None:
         if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext(BACKUP_LOCK)))):
             return
         doomed = session.scalars(
-            select(DoomedObject).order_by(DoomedObject.id).limit(DOOMED_PER_ROUND).with_for_update(skip_locked=True)
+            select(DoomedObject)
+            .where(DoomedObject.not_before <= func.now())
+            .order_by(DoomedObject.not_before, DoomedObject.id)
+            .limit(DOOMED_PER_ROUND)
+            .with_for_update(skip_locked=True)
         ).all()
         for one in doomed:
             worker.objects.delete(one.key)

@@ -21,7 +21,8 @@ from api.deps import (
 )
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
-from bpt_store import batch_predictions, datasets, ids, jobs, models
+from bpt_store import audit, batch_predictions, datasets, ids, jobs, models
+from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
 from bpt_store.paging import page
@@ -60,6 +61,7 @@ def create_batch_prediction(
         priority=body.priority,
         unfinished_limit=services.settings.queued_jobs_limit,
     )
+    audit.record(session, Action.BATCH_CREATED, ids.public(ids.JOB, job.id))
     ring_after_commit(session, KIND)
     response.headers["Location"] = f"/v1/batch-predictions/{ids.public(ids.JOB, job.id)}"
     session.refresh(job)
@@ -94,6 +96,7 @@ def get_batch_prediction(job_id: str, session: PredictSession) -> BatchPredictio
 )
 def cancel_batch_prediction(job_id: str, session: PredictSession) -> BatchPrediction:
     job = jobs.cancel(session, ids.parse(ids.JOB, job_id), KIND)
+    audit.record(session, Action.BATCH_CANCELLED, job_id, after={"state": job.state})
     session.refresh(job)
     return BatchPrediction.of(job)
 
@@ -106,6 +109,7 @@ def cancel_batch_prediction(job_id: str, session: PredictSession) -> BatchPredic
 )
 def delete_batch_prediction(job_id: str, session: PredictSession) -> None:
     jobs.delete(session, ids.parse(ids.JOB, job_id), KIND)
+    audit.record(session, Action.BATCH_DELETED, job_id)
 
 
 @router.get(

@@ -11,7 +11,8 @@ from api import schemas
 from api.deps import After, JobsReadSession, JobsWriteSession, Limit
 from api.idempotency import OnceRoute
 from api.problems import responses
-from bpt_store import checkpoints, ids, jobs
+from bpt_store import audit, checkpoints, ids, jobs
+from bpt_store.audit import Action, Fact
 from bpt_store.errors import NotFound
 from bpt_store.models import JobCheckpoint, JobKind
 from bpt_store.paging import page
@@ -53,6 +54,9 @@ def publish_tuning_job_checkpoint(
 ) -> schemas.PromptSetVersion:
     job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
     prompt_set, version, is_new = checkpoints.publish(session, job, epoch, body.prompt_set if body else None)
+    if is_new:
+        facts: dict[str, Fact] = {"version": version.version, "job": job_id, "epoch": epoch}
+        audit.record(session, Action.CHECKPOINT_PUBLISHED, ids.public(ids.PROMPT_SET, prompt_set.id), after=facts)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/prompt-sets/{prompt_set.name}/versions/{version.version}"
     session.refresh(version)

@@ -10,7 +10,8 @@ from sqlalchemy import select
 from api import schemas
 from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit
 from api.problems import Problem, responses
-from bpt_store import datasets, ids, models
+from bpt_store import audit, datasets, ids, models
+from bpt_store.audit import Action
 from bpt_store.paging import page
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -54,3 +55,4 @@ def get_dataset_report(dataset_id: str, session: DatasetsReadSession) -> dict[st
 )
 def delete_dataset(dataset_id: str, session: DatasetsWriteSession) -> None:
     datasets.delete(session, ids.parse(ids.DATASET, dataset_id))
+    audit.record(session, Action.DATASET_DELETED, dataset_id)

@@ -22,7 +22,8 @@ from api.deps import (
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
 from api.report_schemas import TuningReport
-from bpt_store import datasets, ids, jobs, models, prompt_sets, scheduling
+from bpt_store import audit, datasets, ids, jobs, models, prompt_sets, scheduling
+from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind, JobState
 from bpt_store.paging import page
@@ -69,6 +70,12 @@ def create_tuning_job(
         priority=body.priority,
         unfinished_limit=services.settings.queued_jobs_limit,
     )
+    audit.record(
+        session,
+        Action.JOB_CREATED,
+        ids.public(ids.JOB, job.id),
+        after={"dataset": ids.public(ids.DATASET, dataset.dataset_id)},
+    )
     ring_after_commit(session, JobKind.TUNE)
     response.headers["Location"] = f"/v1/tuning-jobs/{ids.public(ids.JOB, job.id)}"
     session.refresh(job)
@@ -108,6 +115,7 @@ def get_tuning_job(job_id: str, services: ServicesDep, session: JobsReadSession)
 )
 def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
     job = jobs.cancel(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
+    audit.record(session, Action.JOB_CANCELLED, job_id, after={"state": job.state})
     session.refresh(job)
     return schemas.TuningJob.of(job)
 
@@ -119,6 +127,7 @@ def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJ
 )
 def pause_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
     job = jobs.pause(session, ids.parse(ids.JOB, job_id))
+    audit.record(session, Action.JOB_PAUSED, job_id, after={"state": job.state})
     session.refresh(job)
     return schemas.TuningJob.of(job)
 
@@ -130,6 +139,7 @@ def pause_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJo
 )
 def resume_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
     job = jobs.resume(session, ids.parse(ids.JOB, job_id))
+    audit.record(session, Action.JOB_RESUMED, job_id, after={"state": job.state})
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)
@@ -144,6 +154,7 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
     job = jobs.retry(session, ids.parse(ids.JOB, job_id), unfinished_limit=services.settings.queued_jobs_limit)
     assert job.dataset_id is not None
     datasets.get_ready(session, datasets.Reference(job.dataset_id, job.dataset_version))
+    audit.record(session, Action.JOB_RETRIED, job_id, after={"state": job.state})
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)

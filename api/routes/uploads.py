@@ -25,7 +25,8 @@ from api.receiving import (
     ReceiverDep,
     sha256_of_json,
 )
-from bpt_store import datasets, ids, imports, models, uploads
+from bpt_store import audit, datasets, ids, imports, models, uploads
+from bpt_store.audit import Action, Fact
 from bpt_store.models import JobKind
 from bpt_store.paging import page
 from bpt_store.quotas import Limits
@@ -229,6 +230,7 @@ async def create_upload(body: upload_schemas.UploadCreate, request: Request, rec
             part_bytes=body.part_bytes,
             fingerprint=body.fingerprint,
         )
+        audit.record(session, Action.UPLOAD_CREATED, ids.public(ids.UPLOAD, upload.id))
         location = f"/v1/uploads/{ids.public(ids.UPLOAD, upload.id)}"
         return Answer(upload_schemas.Upload.of(upload, 0, []), location)
 
@@ -337,6 +339,8 @@ async def complete_upload(
     def complete(session: Session) -> Answer:
         made, is_new = uploads.complete(session, identifier, sha256=sha256, seconds=seconds)
         if is_new:
+            after: dict[str, Fact] = {"dataset": ids.public(ids.DATASET, made.dataset_id), "version": made.version}
+            audit.record(session, Action.UPLOAD_COMPLETED, upload_id, after=after)
             ring_after_commit(session, JobKind.INGEST)
         return Answer(_what_became(session, identifier, made), status=201 if is_new else 200)
 
@@ -352,19 +356,23 @@ async def complete_upload(
 )
 def delete_upload(upload_id: str, session: DatasetsWriteSession) -> None:
     uploads.abandon(session, ids.parse(ids.UPLOAD, upload_id))
+    audit.record(session, Action.UPLOAD_DELETED, upload_id)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
 def _new_dataset(session: Session, made: Made) -> Answer:
+    audit.record(session, Action.DATASET_CREATED, ids.public(ids.DATASET, made.dataset_id))
     ring_after_commit(session, JobKind.INGEST)
     return Answer(_dataset(session, made), f"/v1/datasets/{ids.public(ids.DATASET, made.dataset_id)}")
 
 
 def _new_version(session: Session, made: Made) -> Answer:
+    dataset = ids.public(ids.DATASET, made.dataset_id)
+    audit.record(session, Action.VERSION_CREATED, dataset, after={"version": made.version})
     ring_after_commit(session, JobKind.INGEST)
-    location = f"/v1/datasets/{ids.public(ids.DATASET, made.dataset_id)}/versions/{made.version}"
+    location = f"/v1/datasets/{dataset}/versions/{made.version}"
     return Answer(_version(session, made), location)
 
 

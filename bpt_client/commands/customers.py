@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from bpt_client.commands.connection import JsonOption, LimitOption, connect
+from bpt_client.errors import InputError
+from bpt_client.models import ApiKey, Customer
 from bpt_client.terminal import first, show_facts, show_json, show_table
 
 customers = typer.Typer(no_args_is_help=True, help="Customers (administrator's key).")
 keys = typer.Typer(no_args_is_help=True, help="API keys of customers (administrator's key).")
+
+CustomerArgument = Annotated[str, typer.Argument(help="The customer's id (cus_...).")]
+KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_...).")]
 
 
 @customers.command("create")
@@ -23,10 +29,7 @@ def create_customer(
     """Create a customer."""
     with connect(context) as client:
         customer = client.customers.create(name)
-    if json:
-        show_json(customer)
-    else:
-        show_facts([("id", customer.id), ("name", customer.name)])
+    _show(customer, json)
 
 
 @customers.command("list")
@@ -37,7 +40,93 @@ def list_customers(context: typer.Context, limit: LimitOption = 100, json: JsonO
     if json:
         show_json(found)
     else:
-        show_table(("id", "name", "created"), [(each.id, each.name, each.created_at) for each in found])
+        rows = [(each.id, each.name, each.created_at, each.suspended_at) for each in found]
+        show_table(("id", "name", "created", "suspended"), rows)
+
+
+@customers.command("show")
+def show_customer(context: typer.Context, customer: CustomerArgument, json: JsonOption = False) -> None:
+    """Show a customer with his limits; one that is not shown is the service's own."""
+    with connect(context) as client:
+        found = client.customers.get(customer)
+    _show(found, json)
+
+
+@customers.command("change")
+def change_customer(
+    context: typer.Context,
+    customer: CustomerArgument,
+    name: Annotated[str | None, typer.Option(help="A new name, that no other customer has.")] = None,
+    weight: Annotated[str | None, typer.Option(help="3 is three times the share of one with 1.")] = None,
+    running_jobs_limit: Annotated[str | None, typer.Option(help="Of one kind at a time.")] = None,
+    queued_jobs_limit: Annotated[str | None, typer.Option(help="Unfinished jobs of one kind.")] = None,
+    quota_datasets: Annotated[str | None, typer.Option(help="Datasets.")] = None,
+    quota_images: Annotated[str | None, typer.Option(help="Images, in the newest versions.")] = None,
+    quota_bytes: Annotated[str | None, typer.Option(help="Stored bytes.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Rename a customer, or change limits: a number, or `default` for the service's own."""
+    limits = {
+        "weight": weight,
+        "running_jobs_limit": running_jobs_limit,
+        "queued_jobs_limit": queued_jobs_limit,
+        "quota_datasets": quota_datasets,
+        "quota_images": quota_images,
+        "quota_bytes": quota_bytes,
+    }
+    changes: dict[str, str | float | None] = {
+        limit: _number(limit, value) for limit, value in limits.items() if value is not None
+    }
+    if name is not None:
+        changes["name"] = name
+    if not changes:
+        raise InputError("nothing to change; see `bpt customers change --help`")
+    with connect(context) as client:
+        changed = client.customers.change(customer, **changes)
+    _show(changed, json)
+
+
+@customers.command("suspend")
+def suspend_customer(context: typer.Context, customer: CustomerArgument, json: JsonOption = False) -> None:
+    """Refuse a customer's keys at once and let queued jobs wait; running ones come to their end."""
+    with connect(context) as client:
+        suspended = client.customers.suspend(customer)
+    _show(suspended, json)
+
+
+@customers.command("resume")
+def resume_customer(context: typer.Context, customer: CustomerArgument, json: JsonOption = False) -> None:
+    """End a suspension."""
+    with connect(context) as client:
+        resumed = client.customers.resume(customer)
+    _show(resumed, json)
+
+
+@customers.command("delete")
+def delete_customer(
+    context: typer.Context,
+    customer: CustomerArgument,
+    name: Annotated[str, typer.Option(help="The customer's name, to confirm that this one is meant.")],
+) -> None:
+    """Delete a customer with datasets, jobs, prompt sets and keys, for good."""
+    with connect(context) as client:
+        client.customers.delete(customer, name)
+
+
+def _number(limit: str, text: str) -> float | None:
+    if text == "default":
+        return None
+    try:
+        return float(text) if limit == "weight" else int(text)
+    except ValueError:
+        raise InputError(f"--{limit.replace('_', '-')}: a number or `default`, not {text!r}") from None
+
+
+def _show(customer: Customer, json: bool) -> None:
+    if json:
+        show_json(customer)
+    else:
+        show_facts([(each.name.replace("_", " "), getattr(customer, each.name)) for each in fields(customer)])
 
 
 @keys.command("create")
@@ -53,10 +142,20 @@ def create_key(
     ends = None if expires_at is None else expires_at.astimezone()
     with connect(context) as client:
         key = client.api_keys.create(customer, name, scopes=scope, expires_at=ends)
-    if json:
-        show_json(key)
-    else:
-        show_facts([("id", key.id), ("customer", key.customer), ("scopes", " ".join(key.scopes)), ("token", key.token)])
+    _show_new(key, json)
+
+
+@keys.command()
+def rotate(
+    context: typer.Context,
+    key: KeyArgument,
+    overlap_hours: Annotated[float, typer.Option(min=0, max=720, help="So long the old key holds, too.")] = 24,
+    json: JsonOption = False,
+) -> None:
+    """Make a new key in place of one. Its token is shown here and never again."""
+    with connect(context) as client:
+        made = client.api_keys.rotate(key, overlap_seconds=round(3600 * overlap_hours))
+    _show_new(made, json)
 
 
 @keys.command("list")
@@ -72,13 +171,23 @@ def list_keys(
     if json:
         show_json(found)
         return
-    rows = [(key.id, key.customer, key.name, " ".join(key.scopes), key.expires_at, key.revoked_at) for key in found]
-    show_table(("id", "customer", "name", "scopes", "expires", "revoked"), rows)
+    rows = [
+        (key.id, key.customer, key.name, " ".join(key.scopes), key.last_used_at, key.expires_at, key.revoked_at)
+        for key in found
+    ]
+    show_table(("id", "customer", "name", "scopes", "last used", "expires", "revoked"), rows)
 
 
 @keys.command()
-def revoke(context: typer.Context, key: Annotated[str, typer.Argument(help="The key's id (key_...).")]) -> None:
+def revoke(context: typer.Context, key: KeyArgument) -> None:
     """Make a key worthless, at once and for good."""
     with connect(context) as client:
         revoked = client.api_keys.revoke(key)
     show_facts([("id", revoked.id), ("revoked", revoked.revoked_at)])
+
+
+def _show_new(key: ApiKey, json: bool) -> None:
+    if json:
+        show_json(key)
+    else:
+        show_facts([("id", key.id), ("customer", key.customer), ("scopes", " ".join(key.scopes)), ("token", key.token)])

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from bpt_store import (
     aliases,
+    audit,
     backup,
     checkpoints,
     customers,
@@ -37,6 +38,7 @@ from bpt_store import (
     scheduling,
     uploads,
 )
+from bpt_store.audit import Actor
 from bpt_store.backup_files import LOCK, OBJECTS, BackupError, Manifest, Place
 from bpt_store.customers import CUSTOMER_SCOPES
 from bpt_store.datasets import Contents
@@ -95,6 +97,7 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
         publication = Publication(ARTIFACT, "vit", "fingerprint", ["a\tb", "\\."], {"x": "ü\n"}, 1, {})
         for _ in range(2):
             prompt_sets.publish(session, prompt_set.id, publication, job_id=uuid4(), dataset_id=dataset.id)
+        audit.act_as(session, Actor(uuid4(), "req_1"))
         aliases.move(session, prompt_set.id, "production", 1, actor="key")
         sender, reply = idempotency.Sender.customer(customer_id), idempotency.Reply(201, b"{}", None)
         idempotency.keep(session, sender, "key", bytes(32), reply, 24)
@@ -349,7 +352,7 @@ def test_a_place_that_is_no_directory_will_do(stored: Stored, target: Settings) 
 def test_an_older_backup_is_brought_up_to_date(stored: Stored, place: Place, target: Settings) -> None:
     manifest = backup.make(stored.settings, place)
     old = manifest.model_copy(deep=True)
-    old.name, old.revision, old.objects = f"{manifest.name}-old", "0005", []
+    old.name, old.revision, old.objects = f"{manifest.name}-old", "0009", []
     # Tables that were then as they are today.
     old.tables = [table for table in manifest.tables if table.name in ("customers", "api_keys", "prompt_sets")]
     place.write_manifest(old)
@@ -377,6 +380,7 @@ def test_every_column_that_may_hold_keys_is_looked_into_or_known_to_hold_none() 
         "job_checkpoints": {"val", "facts"},
         "prompt_sets": {"metadata"},
         "prompt_set_versions": {"class_names", "recipe", "metrics", "continued_from"},
+        "audit_log": {"before", "after"},
         "doomed_objects": {"key"},  # what is to be deleted
     }
     looked_into = {*references.HOLDING, *((table, "key") for table in references.ROWS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from alembic import command
@@ -10,7 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
-from bpt_store import customers, datasets, roles
+from bpt_store import datasets, roles
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.db import Database
 from bpt_store.models import Base, Dataset, DatasetState
@@ -46,27 +47,41 @@ def _old_customer(session: Session, name: str) -> UUID:
     return made
 
 
+def _old_key(session: Session, customer_id: UUID | None, scopes: Sequence[str]) -> UUID:
+    """Likewise."""
+    query = text(
+        "INSERT INTO api_keys (customer_id, name, secret_sha256, scopes) "
+        "VALUES (:customer, 'k', '', :scopes) RETURNING id"
+    )
+    made: UUID = session.scalars(query, {"customer": customer_id, "scopes": [*scopes]}).one()
+    return made
+
+
+def _scopes(session: Session, key_id: UUID) -> set[str]:
+    return set(session.scalars(text("SELECT unnest(scopes) FROM api_keys WHERE id = :id"), {"id": key_id}))
+
+
 def test_keys_with_all_scopes_of_a_customer_get_the_one_for_aliases_and_no_others_do(
     settings: Settings, database: Database
 ) -> None:
     assert settings.owner_database_url is not None
     config = alembic_config(settings.owner_database_url.get_secret_value())
-    before = [scope for scope in CUSTOMER_SCOPES if scope is not Scope.PROMPTS_WRITE]
+    before = [scope for scope in CUSTOMER_SCOPES if scope not in (Scope.PROMPTS_WRITE, Scope.AUDIT_READ)]
     command.downgrade(config, "0001")
     with database.system() as session:
         customer_id = _old_customer(session, "acme")
-        tokens = [
-            customers.create_key(session, customer_id, "default", before)[1],
-            customers.create_key(session, customer_id, "reader", before[:-1])[1],
-            customers.create_key(session, None, "administrator", [Scope.ADMIN])[1],
+        keys = [
+            _old_key(session, customer_id, before),
+            _old_key(session, customer_id, before[:-1]),
+            _old_key(session, None, [Scope.ADMIN]),
         ]
     command.upgrade(config, "head")
     with database.system() as session:
-        found = [customers.authenticate(session, token).scopes for token in tokens]
+        found = [_scopes(session, key_id) for key_id in keys]
     assert found == [{*CUSTOMER_SCOPES}, {*before[:-1]}, {Scope.ADMIN}]
     command.downgrade(config, "0001")
     with database.system() as session:
-        assert customers.authenticate(session, tokens[0]).scopes == {*before}
+        assert _scopes(session, keys[0]) == {*before}
 
 
 OLD_DATASETS = """

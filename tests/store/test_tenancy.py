@@ -7,10 +7,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, customers, datasets, idempotency, jobs, prompt_sets, uploads
+from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads
+from bpt_store.audit import Actor
 from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
@@ -24,7 +25,7 @@ from bpt_store.uploads import Intent, Part
 TABLES = sorted(table.name for table in Base.metadata.tables.values())
 SECRET = ("api_keys",)  # customers have no right to this table at all
 PLENTY = Limits(datasets=9, images=9, stored_bytes=9)
-APPEND_ONLY = ("alias_moves",)  # customers may read and add, not change
+APPEND_ONLY = ("alias_moves", "audit_log")  # customers may read and add, not change
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def fill(database: Database) -> Callable[[str], UUID]:
             prompt_set = prompt_sets.get_or_create(session, customer_id, "p")
             publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
             prompt_sets.publish(session, prompt_set.id, publication, job_id=job.id, dataset_id=dataset.id)
+            audit.act_as(session, Actor(uuid4(), "req_1"))
             aliases.move(session, prompt_set.id, "production", 1, actor="key")
             left: dict[str, Any] = {"artifact": b"a", "sha256": "", "bytes": 1, "score": 0.5, "val": {}, "facts": {}}
             session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
@@ -55,9 +57,8 @@ def fill(database: Database) -> Callable[[str], UUID]:
     return make
 
 
-@pytest.mark.parametrize("table", [table for table in TABLES if table not in SECRET])
-def test_a_customer_sees_and_changes_own_rows_only(database: Database, fill: Callable[[str], UUID], table: str) -> None:
-    one, other = fill("one"), fill("other")
+def assert_isolated(database: Database, table: str, one: UUID, other: UUID) -> None:
+    """What `one` may read and write of a table in which both have rows, `one` first."""
     column = "id" if table == "customers" else "customer_id"
     with database.customer(one) as session:
         owners = set(session.scalars(text(f"SELECT {column} FROM {table}")))
@@ -66,6 +67,11 @@ def test_a_customer_sees_and_changes_own_rows_only(database: Database, fill: Cal
         for change in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = {column}"):
             with pytest.raises(ProgrammingError, match="permission denied"), database.customer(one) as session:
                 session.execute(text(change))
+        columns = [each.name for each in Base.metadata.tables[table].columns]
+        theirs = ", ".join(":other" if name == column else name for name in columns)
+        insert = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {theirs} FROM {table}"
+        with pytest.raises(DBAPIError, match="row-level security"), database.customer(one) as session:
+            session.execute(text(insert), {"other": other})
     elif table != "customers":
         with database.customer(one) as session:
             session.execute(text(f"DELETE FROM {table} WHERE {column} = :other"), {"other": other})
@@ -77,16 +83,92 @@ def test_a_customer_sees_and_changes_own_rows_only(database: Database, fill: Cal
     assert owners == {one, other}
 
 
+@pytest.mark.parametrize("table", [table for table in TABLES if table not in SECRET])
+def test_a_customer_sees_and_changes_own_rows_only(database: Database, fill: Callable[[str], UUID], table: str) -> None:
+    assert_isolated(database, table, fill("one"), fill("other"))
+
+
+MINE = "customer_id = nullif(current_setting('app.customer_id', true), '')::uuid"
+CHECKS_NOTHING = "a policy that lets through what is written"
+WITHOUT_WALL = {
+    "no policy": ["DROP POLICY own_rows ON {table}"],
+    "a policy that shows everything": ["CREATE POLICY own_rows ON {table} TO bpt_customer USING (true)"],
+    "no row-level security": ["ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"],
+    # The last one: what a customer gives away here is gone.
+    CHECKS_NOTHING: [
+        "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+        f"ALTER POLICY own_rows ON {{table}} USING ({MINE}) WITH CHECK (true)",
+    ],
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_wall_of_each_table_is_needed_without_it_the_check_above_is_red(
+    database: Database, owner: Engine, fill: Callable[[str], UUID], table: str
+) -> None:
+    one, other = fill("one"), fill("other")
+    with owner.begin() as connection:
+        if table in SECRET:  # the wall stands there, too, should somebody give that right one day
+            connection.execute(text(f"GRANT SELECT, UPDATE, DELETE ON {table} TO bpt_customer"))
+    assert_isolated(database, table, one, other)
+    for fault, statements in WITHOUT_WALL.items():
+        if fault == CHECKS_NOTHING and table == "customers":
+            continue  # customers write nothing there
+        with owner.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement.format(table=table)))
+        assert_red(database, table, one, other, fault)
+
+
+def assert_red(database: Database, table: str, one: UUID, other: UUID, fault: str) -> None:
+    try:
+        assert_isolated(database, table, one, other)
+    except (AssertionError, pytest.fail.Exception):
+        return
+    raise AssertionError(f"with {fault} nobody notices")
+
+
+def unguarded(connection: Connection) -> list[str]:
+    """Tables without row-level security, forced on their owner, too, and those of customers without a policy."""
+    return list(
+        connection.scalars(
+            text("""
+                SELECT relname FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relname <> 'alembic_version'
+                AND NOT (
+                    relrowsecurity AND relforcerowsecurity AND EXISTS (
+                        SELECT FROM pg_policy WHERE polrelid = pg_class.oid AND polname = 'own_rows'
+                        AND polroles = ARRAY['bpt_customer'::regrole::oid]
+                    )
+                )
+                ORDER BY relname
+            """)
+        )
+    )
+
+
 def test_every_table_is_guarded_even_against_its_owner(owner: Engine, fill: Callable[[str], UUID]) -> None:
     fill("one")
     with owner.connect() as connection:
+        assert unguarded(connection) == []
         for table in TABLES:
             assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0, table
-        guarded = connection.execute(
-            text("SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class WHERE relname = ANY(:tables)"),
-            {"tables": TABLES},
-        )
-        assert sorted(tuple(row) for row in guarded) == [(table, True, True) for table in TABLES]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [],
+        ["ENABLE ROW LEVEL SECURITY"],
+        ["ENABLE ROW LEVEL SECURITY", "FORCE ROW LEVEL SECURITY"],
+    ],
+)
+def test_a_new_table_that_is_not_guarded_is_noticed(owner: Engine, statements: list[str]) -> None:
+    with owner.begin() as connection:
+        connection.execute(text("CREATE TABLE fresh (customer_id uuid)"))
+        for statement in statements:
+            connection.execute(text(f"ALTER TABLE fresh {statement}"))
+        assert unguarded(connection) == ["fresh"]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -150,7 +232,7 @@ def test_a_deleted_customer_takes_every_row_along_but_what_is_to_be_deleted_stil
     with database.system() as session:
         session.execute(text("DELETE FROM customers WHERE id = :one"), {"one": one})
         left = {table: session.scalar(text(f"SELECT count(*) FROM {table}")) for table in TABLES}
-    assert {table for table, count in left.items() if count} == {"doomed_objects"}
+    assert {table for table, count in left.items() if count} == {"doomed_objects", "audit_log"}
 
 
 def test_one_customer_cannot_see_that_anothers_dataset_exists(database: Database, fill: Callable[[str], UUID]) -> None:
