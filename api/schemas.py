@@ -497,6 +497,7 @@ class PromptSet(BaseModel):
     name: str
     latest_version: int | None
     aliases: dict[str, int] = Field(description="the version each alias points at", examples=[{"production": 3}])
+    description: str | None
     metadata: dict[str, str]
     created_at: datetime
 
@@ -507,12 +508,15 @@ class PromptSet(BaseModel):
             name=row.name,
             latest_version=latest_version,
             aliases=dict(aliases),
+            description=row.description,
             metadata=row.custom,
             created_at=row.created_at,
         )
 
 
 class PromptSetVersion(BaseModel):
+    """Immutable but for description, metadata and `archived_at`."""
+
     prompt_set: str
     version: int
     artifact_sha256: str
@@ -528,8 +532,12 @@ class PromptSetVersion(BaseModel):
     job: str | None
     job_epoch: int | None = Field(description="the epoch whose checkpoint was published; null: the end of the job")
     dataset: str | None
+    dataset_version: int | None
     continued_from: ContinuedFrom | None
-    archived_at: datetime | None
+    code_version: str | None = Field(description="the release of this service that learned it")
+    description: str | None
+    metadata: dict[str, str]
+    archived_at: datetime | None = Field(description="archived: no name means it, and no alias moves to it")
     created_at: datetime
 
     @classmethod
@@ -551,7 +559,11 @@ class PromptSetVersion(BaseModel):
             job=ids.public(ids.JOB, row.job_id) if row.job_id else None,
             job_epoch=row.job_epoch,
             dataset=ids.public(ids.DATASET, row.dataset_id) if row.dataset_id else None,
+            dataset_version=row.dataset_version,
             continued_from=row.continued_from,
+            code_version=row.code_version,
+            description=row.description,
+            metadata=row.custom,
             archived_at=row.archived_at,
             created_at=row.created_at,
         )

@@ -359,6 +359,7 @@ class PromptSet:
     created_at: datetime
     latest_version: int | None = None
     aliases: dict[str, int] = field(default_factory=dict)
+    description: str | None = None
     metadata: Json = field(default_factory=dict)
 
 
@@ -392,7 +393,11 @@ class PromptSetVersion:
     job: str | None = None
     job_epoch: int | None = None
     dataset: str | None = None
+    dataset_version: int | None = None
     continued_from: ContinuedFrom | None = None
+    code_version: str | None = None
+    description: str | None = None
+    metadata: Json = field(default_factory=dict)
     archived_at: datetime | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -28,14 +28,48 @@ class PromptSets:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> Iterator[PromptSet]:
-        return self._transport.pages(PromptSet, "/v1/prompt-sets")
+    def create(
+        self, name: str, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSet:
+        """An empty one; a tuning job makes the one it names by itself. Conflict `name_taken`."""
+        body = {"name": name, "description": description, "metadata": dict(metadata) if metadata else None}
+        return self._transport.send(PromptSet, "/v1/prompt-sets", body)
+
+    def list(self, *, metadata: Mapping[str, str] | None = None) -> Iterator[PromptSet]:
+        """Newest first; with `metadata` only those that have it in theirs."""
+        return self._transport.pages(PromptSet, "/v1/prompt-sets", {"metadata": _pairs(metadata)})
 
     def get(self, name: str) -> PromptSet:
-        return self._transport.fetch(PromptSet, f"/v1/prompt-sets/{segment(name)}")
+        return self._transport.fetch(PromptSet, _path(name))
 
-    def versions(self, name: str) -> Iterator[PromptSetVersion]:
-        return self._transport.pages(PromptSetVersion, f"/v1/prompt-sets/{segment(name)}/versions")
+    def describe(
+        self, name: str, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSet:
+        """Label a prompt set. None leaves a part as it is, an empty description removes it, metadata are replaced."""
+        return parse(PromptSet, self._change(_path(name), description, metadata))
+
+    def describe_version(
+        self, name: str, version: int, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSetVersion:
+        return parse(PromptSetVersion, self._change(_path(name, version), description, metadata))
+
+    def archive(self, name: str, version: int) -> PromptSetVersion:
+        """From now on no name means it; its number still does. Conflict `version_in_use` while it has an alias."""
+        return self._transport.send(PromptSetVersion, f"{_path(name, version)}/archive")
+
+    def unarchive(self, name: str, version: int) -> PromptSetVersion:
+        return self._transport.send(PromptSetVersion, f"{_path(name, version)}/unarchive")
+
+    def delete(self, name: str, version: int | None = None) -> None:
+        """An archived version, or a whole prompt set that has no alias. Conflict where it is still in use."""
+        self._transport.once("DELETE", _path(name, version))
+
+    def versions(
+        self, name: str, *, archived: bool | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Iterator[PromptSetVersion]:
+        """Newest first; only archived ones or only others, only those with this in their metadata."""
+        wanted = {"archived": archived, "metadata": _pairs(metadata)}
+        return self._transport.pages(PromptSetVersion, f"{_path(name)}/versions", wanted)
 
     def version(self, name: str, version: int | None = None) -> PromptSetVersion:
         """That version, by default the newest. InputError while there is none."""
@@ -43,10 +77,10 @@ class PromptSets:
             version = self.get(name).latest_version
             if version is None:
                 raise InputError(f"prompt set {name!r} has no version yet")
-        return self._transport.fetch(PromptSetVersion, f"/v1/prompt-sets/{segment(name)}/versions/{version}")
+        return self._transport.fetch(PromptSetVersion, _path(name, version))
 
     def aliases(self, name: str) -> Iterator[Alias]:
-        return self._transport.pages(Alias, f"/v1/prompt-sets/{segment(name)}/aliases")
+        return self._transport.pages(Alias, f"{_path(name)}/aliases")
 
     def alias(self, name: str, alias: str, *, as_of: datetime | None = None) -> Alias:
         """Where it points, or pointed at a time (without a time zone: local time)."""
@@ -81,8 +115,7 @@ class PromptSets:
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""
         facts = self.version(name, version)
-        path = f"/v1/prompt-sets/{segment(name)}/versions/{facts.version}/artifact"
-        content = self._transport.get(path).content
+        content = self._transport.get(f"{_path(name, facts.version)}/artifact").content
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 != facts.artifact_sha256:
             raise TransferCorrupt(
@@ -96,6 +129,18 @@ class PromptSets:
         with written_whole(Path(path)) as file:
             file.write(content)
 
+    def _change(self, path: str, description: str | None, metadata: Mapping[str, str] | None) -> Any:
+        body = {"description": description, "metadata": None if metadata is None else dict(metadata)}
+        return decode(self._transport.once("PATCH", path, json=body))
+
+
+def _path(name: str, version: int | None = None) -> str:
+    return f"/v1/prompt-sets/{segment(name)}" + ("" if version is None else f"/versions/{version}")
+
 
 def _alias_path(name: str, alias: str) -> str:
-    return f"/v1/prompt-sets/{segment(name)}/aliases/{segment(alias)}"
+    return f"{_path(name)}/aliases/{segment(alias)}"
+
+
+def _pairs(metadata: Mapping[str, str] | None) -> tuple[str, ...] | None:
+    return tuple(f"{key}={value}" for key, value in metadata.items()) if metadata else None

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
 from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.paging import page
-from bpt_store.prompt_sets import LATEST, NAME_PATTERN
+from bpt_store.prompt_sets import LATEST, NAME_PATTERN, lock
 
 MOST_ALIASES = 100  # of one prompt set: whoever shows it shows all of them
 
@@ -49,7 +49,7 @@ def move(
     version that is absent or archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
     """
     _check_name(alias)
-    prompt_set = _lock(session, prompt_set_id)
+    prompt_set = lock(session, prompt_set_id)
     current = _version_of(session, prompt_set_id, alias)
     if expected_version is not ANY and expected_version != current:
         where = "does not exist" if current is None else f"is at version {current}"
@@ -67,7 +67,7 @@ def rollback(
     Conflict `alias_no_history` where the last move made the alias. NotFound if there is no such alias, or if the
     version before is archived by now.
     """
-    prompt_set = _lock(session, prompt_set_id)
+    prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
     before = session.scalars(_moves(prompt_set_id, alias).order_by(AliasMove.number.desc()).limit(1)).one().from_version
     if before is None:
@@ -79,7 +79,7 @@ def rollback(
 
 def remove(session: Session, prompt_set_id: UUID, alias: str, *, actor: str, request_id: str | None = None) -> None:
     """Its history stays, and goes on if an alias of that name is made again."""
-    prompt_set = _lock(session, prompt_set_id)
+    prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
     session.execute(
         delete(PromptSetAlias).where(PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias)
@@ -150,14 +150,6 @@ def _check_number(session: Session, prompt_set_id: UUID) -> None:
     there = select(func.count()).where(PromptSetAlias.prompt_set_id == prompt_set_id)
     if session.scalars(there).one() >= MOST_ALIASES:
         raise LimitReached(f"a prompt set has at most {MOST_ALIASES} aliases", code="alias_limit")
-
-
-def _lock(session: Session, prompt_set_id: UUID) -> PromptSet:
-    """Held until the transaction ends."""
-    prompt_set = session.scalar(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update())
-    if prompt_set is None:
-        raise NotFound("there is no such prompt set")
-    return prompt_set
 
 
 def _moves(prompt_set_id: UUID, alias: str) -> Select[AliasMove]:

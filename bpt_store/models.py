@@ -361,21 +361,27 @@ class JobCheckpoint(Base):
 
 
 class PromptSet(Base):
+    """`last_deleted` is the greatest number of a version that was deleted: no number is ever given again."""
+
     __tablename__ = "prompt_sets"
     __table_args__ = (UniqueConstraint("customer_id", "id"), UniqueConstraint("customer_id", "name"))
 
     id: Mapped[UUID] = _id()
     customer_id: Mapped[UUID] = _customer_id()
     name: Mapped[str]
+    description: Mapped[str | None]
     custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    last_deleted: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class PromptSetVersion(Base):
-    """Immutable. The artifact lives here, a few hundred kilobytes; lineage has no foreign keys.
+    """Immutable but for its label: description, metadata, and whether it is archived. The artifact lives here, a few
+    hundred kilobytes; lineage has no foreign keys.
 
     `job_epoch` is the epoch of a checkpoint that was published; None for what came out at the end of the job.
     `continued_from` is the version that tuning began with: {"prompt_set", "version", "artifact_sha256"}.
+    `code_version` is the release of this software that learned it; None where that was not noted.
     """
 
     __tablename__ = "prompt_set_versions"
@@ -403,6 +409,9 @@ class PromptSetVersion(Base):
     dataset_id: Mapped[UUID | None]
     dataset_version: Mapped[int | None]
     continued_from: Mapped[dict[str, Any] | None]
+    code_version: Mapped[str | None]
+    description: Mapped[str | None]
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     archived_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

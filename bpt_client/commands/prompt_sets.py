@@ -9,24 +9,47 @@ import typer
 
 from bpt_client.commands.connection import JsonOption, LimitOption, connect
 from bpt_client.errors import InputError
-from bpt_client.models import Alias
+from bpt_client.models import Alias, PromptSet, PromptSetVersion
 from bpt_client.prompt_sets import ANY
 from bpt_client.terminal import first, percent, show_facts, show_json, show_table, size
 
 app = typer.Typer(
-    no_args_is_help=True, help="List prompt sets, look at their versions, move their aliases, download artifacts."
+    no_args_is_help=True, help="Look at prompt sets and their versions, label, archive and delete them, move aliases."
 )
 
 NameArgument = Annotated[str, typer.Argument(help="The prompt set's name, or name:version.")]
 OnlyNameArgument = Annotated[str, typer.Argument(help="The prompt set's name.")]
 AliasArgument = Annotated[str, typer.Argument(help="production, staging, any name.")]
+VersionArgument = Annotated[str, typer.Argument(help="A version, as in birds:3.")]
+DescriptionOption = Annotated[str | None, typer.Option(help="Up to 2,000 characters; empty removes it.")]
+MetadataOption = Annotated[
+    list[str] | None, typer.Option(help="key=value, once or more; all that was there is replaced.")
+]
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    description: DescriptionOption = None,
+    metadata: MetadataOption = None,
+) -> None:
+    """Make an empty prompt set; `bpt tune` makes the one it names by itself."""
+    with connect(context) as client:
+        made = client.prompt_sets.create(name, description=description, metadata=_pairs(metadata))
+    show_facts([("prompt set", made.name), ("id", made.id), ("description", made.description)])
 
 
 @app.command("list")
-def list_prompt_sets(context: typer.Context, limit: LimitOption = 100, json: JsonOption = False) -> None:
+def list_prompt_sets(
+    context: typer.Context,
+    metadata: Annotated[list[str] | None, typer.Option(help="Only those with this key=value.")] = None,
+    limit: LimitOption = 100,
+    json: JsonOption = False,
+) -> None:
     """List prompt sets."""
     with connect(context) as client:
-        found = first(client.prompt_sets.list(), limit)
+        found = first(client.prompt_sets.list(metadata=_pairs(metadata)), limit)
     if json:
         show_json(found)
     else:
@@ -63,8 +86,13 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 ("sha256", one.artifact_sha256),
                 ("job", f"{one.job}, epoch {one.job_epoch}" if one.job_epoch else one.job),
                 ("continued from", str(one.continued_from) if one.continued_from else None),
-                ("dataset", one.dataset),
+                ("dataset", f"{one.dataset}:{one.dataset_version}" if one.dataset_version else one.dataset),
+                ("seed", one.seed),
+                ("code", one.code_version),
+                ("description", one.description),
+                *one.metadata.items(),
                 ("created", one.created_at),
+                ("archived", one.archived_at),
             ]
         )
     elif json:
@@ -79,10 +107,52 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 percent(each.metrics.test.score) if each.metrics.test else None,
                 size(each.artifact_bytes),
                 each.created_at,
+                each.archived_at,
             )
             for each in versions
         ]
-        show_table(("version", "aliases", "method", "validation", "test", "artifact", "created"), rows)
+        show_table(("version", "aliases", "method", "validation", "test", "artifact", "created", "archived"), rows)
+
+
+@app.command()
+def describe(
+    context: typer.Context, name: NameArgument, description: DescriptionOption = None, metadata: MetadataOption = None
+) -> None:
+    """Label a prompt set, or a version of one, as in birds:3."""
+    pairs = _pairs(metadata)
+    name, version = _split(name)
+    labelled: PromptSet | PromptSetVersion
+    with connect(context) as client:
+        if version is None:
+            labelled = client.prompt_sets.describe(name, description=description, metadata=pairs)
+        else:
+            labelled = client.prompt_sets.describe_version(name, version, description=description, metadata=pairs)
+    show_facts([("description", labelled.description), *labelled.metadata.items()])
+
+
+@app.command()
+def archive(context: typer.Context, version: VersionArgument) -> None:
+    """Archive a version: no name means it and no alias moves to it; its number still does."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = client.prompt_sets.archive(name, number)
+    show_facts([("version", f"{found.prompt_set}:{found.version}"), ("archived", found.archived_at)])
+
+
+@app.command()
+def unarchive(context: typer.Context, version: VersionArgument) -> None:
+    """Take a version out of the archive."""
+    name, number = _version(version)
+    with connect(context) as client:
+        client.prompt_sets.unarchive(name, number)
+
+
+@app.command()
+def delete(context: typer.Context, name: NameArgument) -> None:
+    """Delete an archived version, or a prompt set without aliases and all its versions."""
+    name, version = _split(name)
+    with connect(context) as client:
+        client.prompt_sets.delete(name, version)
 
 
 @app.command()
@@ -165,6 +235,22 @@ def _show_alias(alias: Alias, json: bool) -> None:
 
 def _aliases(aliases: dict[str, int]) -> str | None:
     return " ".join(f"{alias}:{version}" for alias, version in aliases.items()) or None
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    """["team=birds"] -> {"team": "birds"}"""
+    if given is None:
+        return None
+    if wrong := [each for each in given if "=" not in each]:
+        raise InputError(f"{wrong[0]!r} is no metadata: they are given as key=value")
+    return dict(each.split("=", 1) for each in given)
+
+
+def _version(reference: str) -> tuple[str, int]:
+    name, version = _split(reference)
+    if version is None:
+        raise InputError(f"a version is wanted, as in {name}:3")
+    return name, version
 
 
 def _split(name: str) -> tuple[str, int | None]:
