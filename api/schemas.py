@@ -569,6 +569,12 @@ class PromptSetVersion(BaseModel):
         )
 
 
+class GateOverride(Request):
+    reason: Annotated[PlainText, Field(min_length=1, max_length=500)] = Field(
+        description="kept in the history of the alias", examples=["the golden images are from before the new camera"]
+    )
+
+
 class AliasTarget(Request):
     """Where an alias is to point."""
 
@@ -578,6 +584,16 @@ class AliasTarget(Request):
         description="where it points now, else 409; null: it must not exist yet; absent: wherever it is",
         examples=[2],
     )
+    override: GateOverride | None = Field(None, description="move it even where the gate is against it")
+
+
+class AliasRollback(Request):
+    """How far back; without a body to the version before the last move."""
+
+    to_version: int | None = Field(
+        None, ge=1, lt=2**31, description="where the alias has been before; absent: before its last move"
+    )
+    expected_version: int | None = Field(None, ge=1, lt=2**31, description="where it points now, else 409")
 
 
 class Alias(BaseModel):
@@ -598,6 +614,7 @@ class AliasMove(BaseModel):
     actor: str = Field(description="the API key that asked for it", examples=["key_0199c0de000070008000000000000000"])
     moved_at: datetime
     request_id: str | None
+    override_reason: str | None = Field(description="why it was moved although the gate was against it")
 
     @classmethod
     def of(cls, row: models.AliasMove) -> Self:
@@ -608,6 +625,7 @@ class AliasMove(BaseModel):
             actor=row.actor,
             moved_at=row.moved_at,
             request_id=row.request_id,
+            override_reason=row.override_reason,
         )
 
 

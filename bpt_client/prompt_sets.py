@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from bpt_client.errors import InputError, TransferCorrupt
 from bpt_client.files import written_whole
-from bpt_client.models import Alias, AliasMove, PromptSet, PromptSetVersion, parse
+from bpt_client.models import (
+    Alias,
+    AliasMove,
+    BatchPrediction,
+    Gate,
+    GateCheck,
+    PromptSet,
+    PromptSetVersion,
+    parse,
+)
 from bpt_client.transport import Transport, decode, segment
 
 
@@ -88,21 +97,36 @@ class PromptSets:
         return self._transport.fetch(Alias, _alias_path(name, alias), params)
 
     def move_alias(
-        self, name: str, alias: str, version: int, *, expected_version: int | Expected | None = ANY
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected_version: int | Expected | None = ANY,
+        override_reason: str | None = None,
     ) -> Alias:
         """Point an alias at a version, from the very next prediction on; it is made if absent.
 
         `expected_version` is where it points now, None for an alias that must not exist yet: Conflict
-        `alias_moved` otherwise.
+        `alias_moved` otherwise. Conflict `gate_not_passed` where the gate is against it, unless there is an
+        `override_reason`, which the history keeps.
         """
         body: dict[str, Any] = {"version": version}
         if expected_version is not ANY:
             body["expected_version"] = expected_version
+        if override_reason is not None:
+            body["override"] = {"reason": override_reason}
         return parse(Alias, decode(self._transport.once("PUT", _alias_path(name, alias), json=body)))
 
-    def rollback_alias(self, name: str, alias: str) -> Alias:
-        """Back to the version before its last move; twice is where it began. Conflict `alias_no_history`."""
-        return self._transport.send(Alias, f"{_alias_path(name, alias)}/rollback")
+    def rollback_alias(
+        self, name: str, alias: str, *, to_version: int | None = None, expected_version: int | None = None
+    ) -> Alias:
+        """Back to the version before its last move, so that twice is where it began, or to any where it has been.
+
+        No gate is asked. Conflict `alias_no_history`, and `alias_moved` unless it is at `expected_version`.
+        """
+        body = {"to_version": to_version, "expected_version": expected_version}
+        return self._transport.send(Alias, f"{_alias_path(name, alias)}/rollback", body if any(body.values()) else None)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Its history stays."""
@@ -111,6 +135,39 @@ class PromptSets:
     def alias_history(self, name: str, alias: str) -> Iterator[AliasMove]:
         """Its moves, newest first."""
         return self._transport.pages(AliasMove, f"{_alias_path(name, alias)}/history")
+
+    def gate(self, name: str) -> Gate:
+        """NotFound without one."""
+        return self._transport.fetch(Gate, f"{_path(name)}/gate")
+
+    def set_gate(
+        self,
+        name: str,
+        dataset: str,
+        *,
+        floor: float,
+        metric: str = "top1",
+        split: str | None = None,
+        aliases: Sequence[str] | None = None,
+    ) -> Gate:
+        """From now on an alias (one of `aliases`, by default any) moves only to versions that reach `floor` there.
+
+        `dataset` is an id, with `:3` behind it for that version; by default the newest, as it is now.
+        """
+        body = {"dataset": dataset, "floor": floor, "metric": metric, "split": split}
+        body |= {"aliases": None if aliases is None else [*aliases]}
+        return parse(Gate, decode(self._transport.once("PUT", f"{_path(name)}/gate", json=body)))
+
+    def remove_gate(self, name: str) -> None:
+        self._transport.once("DELETE", f"{_path(name)}/gate")
+
+    def check(self, name: str, version: int) -> BatchPrediction:
+        """Have a version predict the gate's images: a batch prediction, to be waited for. Conflict `gate_mismatch`."""
+        return self._transport.send(BatchPrediction, f"{_path(name, version)}/gate-checks")
+
+    def checks(self, name: str, version: int) -> Iterator[GateCheck]:
+        """How it did on labelled datasets, newest first."""
+        return self._transport.pages(GateCheck, f"{_path(name, version)}/gate-checks")
 
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""

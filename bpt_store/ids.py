@@ -6,7 +6,7 @@ from uuid import UUID
 
 from bpt_store.errors import NotFound
 
-CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET = "cus", "key", "ds", "upl", "job", "ps"
+CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET, EVALUATION = "cus", "key", "ds", "upl", "job", "ps", "ev"
 
 
 def public(prefix: str, identifier: UUID) -> str:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from bpt_client.commands.connection import JsonOption, LimitOption, connect
+from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
 from bpt_client.errors import InputError
-from bpt_client.models import Alias, PromptSet, PromptSetVersion
+from bpt_client.models import Alias, GateCheck, PromptSet, PromptSetVersion
 from bpt_client.prompt_sets import ANY
-from bpt_client.terminal import first, percent, show_facts, show_json, show_table, size
+from bpt_client.terminal import errors, first, percent, show_facts, show_json, show_table, size
+from bpt_client.watch import JobWatch
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at prompt sets and their versions, label, archive and delete them, move aliases."
@@ -164,12 +165,17 @@ def alias(
     expected_version: Annotated[
         int | None, typer.Option(help="Refuse unless it points there now; 0: unless it does not exist yet.")
     ] = None,
+    override_reason: Annotated[
+        str | None, typer.Option(help="Move it although the gate is against it; the history keeps the reason.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Point an alias at a version, from the very next prediction on."""
     expected = ANY if expected_version is None else expected_version or None
     with connect(context) as client:
-        moved = client.prompt_sets.move_alias(name, alias, version, expected_version=expected)
+        moved = client.prompt_sets.move_alias(
+            name, alias, version, expected_version=expected, override_reason=override_reason
+        )
     _show_alias(moved, json)
 
 
@@ -181,10 +187,19 @@ def unalias(context: typer.Context, name: OnlyNameArgument, alias: AliasArgument
 
 
 @app.command()
-def rollback(context: typer.Context, name: OnlyNameArgument, alias: AliasArgument, json: JsonOption = False) -> None:
-    """Move an alias back to the version before its last move; twice is where it began."""
+def rollback(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    alias: AliasArgument,
+    to_version: Annotated[
+        int | None, typer.Option(min=1, help="Where it has been; by default before its last move.")
+    ] = None,
+    expected_version: Annotated[int | None, typer.Option(min=1, help="Refuse unless it points there now.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Move an alias back to where it has been, without asking the gate; twice is where it began."""
     with connect(context) as client:
-        moved = client.prompt_sets.rollback_alias(name, alias)
+        moved = client.prompt_sets.rollback_alias(name, alias, to_version=to_version, expected_version=expected_version)
     _show_alias(moved, json)
 
 
@@ -203,10 +218,84 @@ def history(
         show_json(found)
     else:
         rows = [
-            (each.number, each.from_version, each.to_version, each.moved_at, each.actor, each.request_id)
+            (
+                each.number,
+                each.from_version,
+                each.to_version,
+                each.moved_at,
+                each.actor,
+                each.request_id,
+                each.override_reason,
+            )
             for each in found
         ]
-        show_table(("number", "from", "to", "moved", "by", "request"), rows)
+        show_table(("number", "from", "to", "moved", "by", "request", "gate overridden"), rows)
+
+
+@app.command()
+def gate(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    dataset: Annotated[
+        str | None, typer.Option(help="Golden images: id or name of a labelled dataset; `:3` behind it: version 3.")
+    ] = None,
+    floor: Annotated[float | None, typer.Option(min=0, max=1, help="What a version must reach, as 0.9.")] = None,
+    metric: Annotated[str, typer.Option(help="top1, balanced_top1, f1_macro, ...")] = "top1",
+    split: Annotated[str | None, typer.Option(help="train, val or test; by default all images.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Guard this one, once or more; by default all.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Let every version pass.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what a version must reach before an alias moves to it; set it with --dataset and --floor."""
+    if (dataset is None) != (floor is None) or (remove and dataset is not None):
+        raise InputError("a gate is set with --dataset and --floor, and removed with --remove alone")
+    with connect(context) as client:
+        if remove:
+            client.prompt_sets.remove_gate(name)
+            return
+        if dataset is None or floor is None:
+            found = client.prompt_sets.gate(name)
+        else:
+            reference = dataset_reference(client, dataset)
+            found = client.prompt_sets.set_gate(name, reference, floor=floor, metric=metric, split=split, aliases=alias)
+    if json:
+        show_json(found)
+        return
+    show_facts(
+        [
+            ("prompt set", found.prompt_set),
+            ("aliases", " ".join(found.aliases) if found.aliases else "all"),
+            ("images", f"{found.dataset}:{found.dataset_version}" + (f", split {found.split}" if found.split else "")),
+            ("asks for", f"{found.metric} {found.floor:g} or more"),
+            ("set", found.set_at),
+        ]
+    )
+
+
+@app.command()
+def check(context: typer.Context, version: VersionArgument, json: JsonOption = False) -> None:
+    """Have a version predict the gate's images; exit code 1 unless it passes."""
+    name, number = _version(version)
+    with connect(context) as client:
+        job = client.prompt_sets.check(name, number)
+        with JobWatch(errors(), version, doing="checking") as watch:
+            watch.show_all(client.batch_predictions.follow(job.id))
+        client.batch_predictions.wait(job.id)
+        found = [each for each in client.prompt_sets.checks(name, number) if each.job == job.id]
+    _show_checks(found, json)
+    if not any(each.passed for each in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def checks(
+    context: typer.Context, version: VersionArgument, limit: LimitOption = 100, json: JsonOption = False
+) -> None:
+    """Show how a version did on labelled datasets, newest first."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = first(client.prompt_sets.checks(name, number), limit)
+    _show_checks(found, json)
 
 
 @app.command()
@@ -231,6 +320,25 @@ def _show_alias(alias: Alias, json: bool) -> None:
         show_facts(
             [("alias", f"{alias.prompt_set}@{alias.alias}"), ("version", alias.version), ("moved", alias.moved_at)]
         )
+
+
+def _show_checks(found: list[GateCheck], json: bool) -> None:
+    if json:
+        show_json(found)
+        return
+    rows = [
+        (
+            f"{each.prompt_set}:{each.version}",
+            f"{each.dataset}:{each.dataset_version}",
+            each.split,
+            {True: "yes", False: "no", None: None}[each.passed],
+            " ".join(f"{metric}={value:.4g}" for metric, value in each.metrics.items() if value is not None),
+            each.job,
+            each.created_at,
+        )
+        for each in found
+    ]
+    show_table(("version", "dataset", "split", "passed", "metrics", "job", "checked"), rows)
 
 
 def _aliases(aliases: dict[str, int]) -> str | None:

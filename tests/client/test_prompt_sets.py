@@ -78,3 +78,57 @@ def test_versions_are_asked_for_by_their_label(server: Any) -> None:
         found = list(client.prompt_sets.versions("flowers", archived=False, metadata={"a": "b"}))
     assert [each.version for each in found] == [3]
     assert server.received[0].path == "/v1/prompt-sets/flowers/versions?limit=100&archived=false&metadata=a%3Db"
+
+
+ALIAS = {"prompt_set": "flowers", "alias": "production", "version": 2, "moved_at": TIME}
+GATE = {
+    "prompt_set": "flowers",
+    "dataset": "ds_1",
+    "dataset_version": 3,
+    "metric": "top1",
+    "floor": 0.9,
+    "set_at": TIME,
+}
+CHECK = {
+    **{"id": "ev_1", "prompt_set": "flowers", "version": 3, "dataset": "ds_1", "dataset_version": 3, "job": "job_1"},
+    **{"metrics": {"top1": 0.95, "top5": None}, "passed": True, "created_at": TIME},
+}
+
+
+def test_an_alias_is_moved_for_a_reason_and_rolled_back_to_a_version(server: Any, bpt: Any) -> None:
+    server.will(server.json(ALIAS))
+    bpt("prompt-sets", "alias", "flowers", "production", "2", "--override-reason", "a new camera")
+    bpt("prompt-sets", "rollback", "flowers", "production", "--to-version", "2", "--expected-version", "3")
+    assert [body for _, _, body in sent(server)] == [
+        {"version": 2, "override": {"reason": "a new camera"}},
+        {"to_version": 2, "expected_version": 3},
+    ]
+
+
+def test_a_gate_is_set_shown_and_removed(server: Any, bpt: Any) -> None:
+    dataset = server.json(server.dataset(state="ready"))
+    server.will(dataset, server.json(GATE), server.json({**GATE, "aliases": ["production"]}), server.raw(204))
+    given = ("--dataset", "ds_1:3", "--floor", "0.9", "--alias", "production", "--split", "test")
+    assert "top1 0.9 or more" in bpt("prompt-sets", "gate", "flowers", *given)[1]
+    assert "production" in bpt("prompt-sets", "gate", "flowers")[1]
+    assert bpt("prompt-sets", "gate", "flowers", "--remove") == (0, "", "")
+    at = "/v1/prompt-sets/flowers/gate"
+    body = {"dataset": "ds_1:3", "floor": 0.9, "metric": "top1", "split": "test", "aliases": ["production"]}
+    assert sent(server)[1:] == [("PUT", at, body), ("GET", at, None), ("DELETE", at, None)]
+    assert bpt("prompt-sets", "gate", "flowers", "--floor", "0.9")[0] == 1
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_a_check_is_followed_and_told(server: Any, bpt: Any, passed: bool, code: int) -> None:
+    job = {"id": "job_1", "state": "succeeded", "dataset": "ds_1", "top_k": 5, "images": 4, "created_at": TIME}
+    job["prompt_sets"] = []
+    ended = server.event(1, "state", state="succeeded")
+    server.will(server.json(job, 201), server.events(ended), server.json(job), server.page({**CHECK, "passed": passed}))
+    found, out, _ = bpt("prompt-sets", "check", "flowers:3")
+    assert found == code
+    assert ["flowers:3", "ds_1:3", "-", "yes" if passed else "no", "top1=0.95", "job_1"] == out.splitlines()[1].split()[
+        :6
+    ]
+    assert server.received[0].path == "/v1/prompt-sets/flowers/versions/3/gate-checks"
+    server.will(server.page(CHECK))
+    assert json.loads(bpt("prompt-sets", "checks", "flowers:3", "--json")[1])[0]["metrics"]["top1"] == 0.95
