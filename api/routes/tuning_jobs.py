@@ -146,6 +146,7 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
     datasets.get_ready(session, datasets.Reference(job.dataset_id, job.dataset_version))
     # It may have been deleted meanwhile.
     job.prompt_set_id = prompt_sets.get_or_create(session, job.customer_id, job.payload["prompt_set"]).id
+    session.flush()
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
     return schemas.TuningJob.of(job)
