@@ -28,9 +28,11 @@ from api.routes import (
     dataset_items,
     dataset_versions,
     datasets,
+    gates,
     health,
     inference_protocol,
     predictions,
+    prompt_set_versions,
     prompt_sets,
     tuning_jobs,
     uploads,
@@ -43,7 +45,7 @@ from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
     *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, checkpoints, prompt_sets, aliases, batch_predictions),
+    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20

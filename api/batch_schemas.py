@@ -78,6 +78,12 @@ class BatchResult(BaseModel):
     images: int
     rows: int
     errors: int
+    metrics: dict[str, dict[str, float | None]] = Field(
+        {},
+        description="of a labelled dataset, for each prompt set that knows its classes: shares between 0 and 1, where "
+        "an image that could not be read counts as answered wrong; null where there is nothing to say",
+        examples=[{"birds:3": {"top1": 0.93, "balanced_top1": 0.91}}],
+    )
     files: dict[ResultsFormat, ResultsFile]
 
 

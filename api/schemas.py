@@ -580,6 +580,7 @@ class PromptSet(BaseModel):
     name: str
     latest_version: int | None
     aliases: dict[str, int] = Field(description="the version each alias points at", examples=[{"production": 3}])
+    description: str | None
     metadata: dict[str, str]
     created_at: datetime
 
@@ -590,12 +591,15 @@ class PromptSet(BaseModel):
             name=row.name,
             latest_version=latest_version,
             aliases=dict(aliases),
+            description=row.description,
             metadata=row.custom,
             created_at=row.created_at,
         )
 
 
 class PromptSetVersion(BaseModel):
+    """Immutable but for description, metadata and `archived_at`."""
+
     prompt_set: str
     version: int
     artifact_sha256: str
@@ -611,8 +615,12 @@ class PromptSetVersion(BaseModel):
     job: str | None
     job_epoch: int | None = Field(description="the epoch whose checkpoint was published; null: the end of the job")
     dataset: str | None
+    dataset_version: int | None
     continued_from: ContinuedFrom | None
-    archived_at: datetime | None
+    code_version: str | None = Field(description="the release of this service that learned it")
+    description: str | None
+    metadata: dict[str, str]
+    archived_at: datetime | None = Field(description="archived: no name means it, and no alias moves to it")
     created_at: datetime
 
     @classmethod
@@ -634,10 +642,20 @@ class PromptSetVersion(BaseModel):
             job=ids.public(ids.JOB, row.job_id) if row.job_id else None,
             job_epoch=row.job_epoch,
             dataset=ids.public(ids.DATASET, row.dataset_id) if row.dataset_id else None,
+            dataset_version=row.dataset_version,
             continued_from=row.continued_from,
+            code_version=row.code_version,
+            description=row.description,
+            metadata=row.custom,
             archived_at=row.archived_at,
             created_at=row.created_at,
         )
+
+
+class GateOverride(Request):
+    reason: Annotated[PlainText, Field(min_length=1, max_length=500)] = Field(
+        description="kept in the history of the alias", examples=["the golden images are from before the new camera"]
+    )
 
 
 class AliasTarget(Request):
@@ -649,6 +667,16 @@ class AliasTarget(Request):
         description="where it points now, else 409; null: it must not exist yet; absent: wherever it is",
         examples=[2],
     )
+    override: GateOverride | None = Field(None, description="move it even where the gate is against it")
+
+
+class AliasRollback(Request):
+    """How far back; without a body to the version before the last move."""
+
+    to_version: int | None = Field(
+        None, ge=1, lt=2**31, description="where the alias has been before; absent: before its last move"
+    )
+    expected_version: int | None = Field(None, ge=1, lt=2**31, description="where it points now, else 409")
 
 
 class Alias(BaseModel):
@@ -669,6 +697,7 @@ class AliasMove(BaseModel):
     actor: str = Field(description="the API key that asked for it", examples=["key_0199c0de000070008000000000000000"])
     moved_at: datetime
     request_id: str | None
+    override_reason: str | None = Field(description="why it was moved although the gate was against it")
 
     @classmethod
     def of(cls, row: models.AliasMove) -> Self:
@@ -679,6 +708,7 @@ class AliasMove(BaseModel):
             actor=row.actor,
             moved_at=row.moved_at,
             request_id=row.request_id,
+            override_reason=row.override_reason,
         )
 
 

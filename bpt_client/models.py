@@ -385,6 +385,7 @@ class PromptSet:
     created_at: datetime
     latest_version: int | None = None
     aliases: dict[str, int] = field(default_factory=dict)
+    description: str | None = None
     metadata: Json = field(default_factory=dict)
 
 
@@ -418,7 +419,11 @@ class PromptSetVersion:
     job: str | None = None
     job_epoch: int | None = None
     dataset: str | None = None
+    dataset_version: int | None = None
     continued_from: ContinuedFrom | None = None
+    code_version: str | None = None
+    description: str | None = None
+    metadata: Json = field(default_factory=dict)
     archived_at: datetime | None = None
 
 
@@ -436,7 +441,8 @@ class Alias:
 class AliasMove:
     """`number` runs 1, 2, 3, ...; without `from_version` the alias was made, without `to_version` it was removed.
 
-    `actor` is the id of the key that asked for it.
+    `actor` is the id of the key that asked for it; `override_reason` says why it was moved although the gate was
+    against it.
     """
 
     number: int
@@ -445,6 +451,37 @@ class AliasMove:
     from_version: int | None = None
     to_version: int | None = None
     request_id: str | None = None
+    override_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a version must reach before an alias moves to it. Without `split` on all images, without `aliases` any."""
+
+    prompt_set: str
+    dataset: str
+    dataset_version: int
+    metric: str
+    floor: float
+    set_at: datetime
+    split: str | None = None
+    aliases: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """How a version did on a dataset; `passed` is None where the gate asks for other images, or there is none."""
+
+    id: str
+    prompt_set: str
+    version: int
+    dataset: str
+    dataset_version: int
+    metrics: dict[str, float | None]
+    job: str
+    created_at: datetime
+    split: str | None = None
+    passed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -469,13 +506,15 @@ class ResultsFile:
 class BatchResult:
     """`rows` has one for each image and prompt set, `errors` are those of images that could not be read.
 
-    `files` has one of each format: jsonl, csv, parquet.
+    `files` has one of each format: jsonl, csv, parquet. `metrics` are those of a labelled dataset, as
+    {"birds:3": {"top1": 0.9}}.
     """
 
     images: int
     rows: int
     errors: int
     files: dict[str, ResultsFile] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

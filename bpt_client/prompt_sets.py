@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from bpt_client.errors import InputError, TransferCorrupt
 from bpt_client.files import written_whole
-from bpt_client.models import Alias, AliasMove, PromptSet, PromptSetVersion, parse
+from bpt_client.models import (
+    Alias,
+    AliasMove,
+    BatchPrediction,
+    Gate,
+    GateCheck,
+    PromptSet,
+    PromptSetVersion,
+    parse,
+)
 from bpt_client.transport import Transport, decode, segment
 
 
@@ -28,14 +37,48 @@ class PromptSets:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> Iterator[PromptSet]:
-        return self._transport.pages(PromptSet, "/v1/prompt-sets")
+    def create(
+        self, name: str, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSet:
+        """An empty one; a tuning job makes the one it names by itself. Conflict `name_taken`."""
+        body = {"name": name, "description": description, "metadata": dict(metadata) if metadata else None}
+        return self._transport.send(PromptSet, "/v1/prompt-sets", body)
+
+    def list(self, *, metadata: Mapping[str, str] | None = None) -> Iterator[PromptSet]:
+        """Newest first; with `metadata` only those that have it in theirs."""
+        return self._transport.pages(PromptSet, "/v1/prompt-sets", {"metadata": _pairs(metadata)})
 
     def get(self, name: str) -> PromptSet:
-        return self._transport.fetch(PromptSet, f"/v1/prompt-sets/{segment(name)}")
+        return self._transport.fetch(PromptSet, _path(name))
 
-    def versions(self, name: str) -> Iterator[PromptSetVersion]:
-        return self._transport.pages(PromptSetVersion, f"/v1/prompt-sets/{segment(name)}/versions")
+    def describe(
+        self, name: str, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSet:
+        """Label a prompt set. None leaves a part as it is, an empty description removes it, metadata are replaced."""
+        return parse(PromptSet, self._change(_path(name), description, metadata))
+
+    def describe_version(
+        self, name: str, version: int, *, description: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> PromptSetVersion:
+        return parse(PromptSetVersion, self._change(_path(name, version), description, metadata))
+
+    def archive(self, name: str, version: int) -> PromptSetVersion:
+        """From now on no name means it; its number still does. Conflict `version_in_use` while it has an alias."""
+        return self._transport.send(PromptSetVersion, f"{_path(name, version)}/archive")
+
+    def unarchive(self, name: str, version: int) -> PromptSetVersion:
+        return self._transport.send(PromptSetVersion, f"{_path(name, version)}/unarchive")
+
+    def delete(self, name: str, version: int | None = None) -> None:
+        """An archived version, or a whole prompt set that has no alias. Conflict where it is still in use."""
+        self._transport.once("DELETE", _path(name, version))
+
+    def versions(
+        self, name: str, *, archived: bool | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Iterator[PromptSetVersion]:
+        """Newest first; only archived ones or only others, only those with this in their metadata."""
+        wanted = {"archived": archived, "metadata": _pairs(metadata)}
+        return self._transport.pages(PromptSetVersion, f"{_path(name)}/versions", wanted)
 
     def version(self, name: str, version: int | None = None) -> PromptSetVersion:
         """That version, by default the newest. InputError while there is none."""
@@ -43,10 +86,10 @@ class PromptSets:
             version = self.get(name).latest_version
             if version is None:
                 raise InputError(f"prompt set {name!r} has no version yet")
-        return self._transport.fetch(PromptSetVersion, f"/v1/prompt-sets/{segment(name)}/versions/{version}")
+        return self._transport.fetch(PromptSetVersion, _path(name, version))
 
     def aliases(self, name: str) -> Iterator[Alias]:
-        return self._transport.pages(Alias, f"/v1/prompt-sets/{segment(name)}/aliases")
+        return self._transport.pages(Alias, f"{_path(name)}/aliases")
 
     def alias(self, name: str, alias: str, *, as_of: datetime | None = None) -> Alias:
         """Where it points, or pointed at a time (without a time zone: local time)."""
@@ -54,21 +97,36 @@ class PromptSets:
         return self._transport.fetch(Alias, _alias_path(name, alias), params)
 
     def move_alias(
-        self, name: str, alias: str, version: int, *, expected_version: int | Expected | None = ANY
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected_version: int | Expected | None = ANY,
+        override_reason: str | None = None,
     ) -> Alias:
         """Point an alias at a version, from the very next prediction on; it is made if absent.
 
         `expected_version` is where it points now, None for an alias that must not exist yet: Conflict
-        `alias_moved` otherwise.
+        `alias_moved` otherwise. Conflict `gate_not_passed` where the gate is against it, unless there is an
+        `override_reason`, which the history keeps.
         """
         body: dict[str, Any] = {"version": version}
         if expected_version is not ANY:
             body["expected_version"] = expected_version
+        if override_reason is not None:
+            body["override"] = {"reason": override_reason}
         return parse(Alias, decode(self._transport.once("PUT", _alias_path(name, alias), json=body)))
 
-    def rollback_alias(self, name: str, alias: str) -> Alias:
-        """Back to the version before its last move; twice is where it began. Conflict `alias_no_history`."""
-        return self._transport.send(Alias, f"{_alias_path(name, alias)}/rollback")
+    def rollback_alias(
+        self, name: str, alias: str, *, to_version: int | None = None, expected_version: int | None = None
+    ) -> Alias:
+        """Back to the version before its last move, so that twice is where it began, or to any where it has been.
+
+        No gate is asked. Conflict `alias_no_history`, and `alias_moved` unless it is at `expected_version`.
+        """
+        body = {"to_version": to_version, "expected_version": expected_version}
+        return self._transport.send(Alias, f"{_alias_path(name, alias)}/rollback", body if any(body.values()) else None)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Its history stays."""
@@ -78,11 +136,43 @@ class PromptSets:
         """Its moves, newest first."""
         return self._transport.pages(AliasMove, f"{_alias_path(name, alias)}/history")
 
+    def gate(self, name: str) -> Gate:
+        """NotFound without one."""
+        return self._transport.fetch(Gate, f"{_path(name)}/gate")
+
+    def set_gate(
+        self,
+        name: str,
+        dataset: str,
+        *,
+        floor: float,
+        metric: str = "top1",
+        split: str | None = None,
+        aliases: Sequence[str] | None = None,
+    ) -> Gate:
+        """From now on an alias (one of `aliases`, by default any) moves only to versions that reach `floor` there.
+
+        `dataset` is an id, with `:3` behind it for that version; by default the newest, as it is now.
+        """
+        body = {"dataset": dataset, "floor": floor, "metric": metric, "split": split}
+        body |= {"aliases": None if aliases is None else [*aliases]}
+        return parse(Gate, decode(self._transport.once("PUT", f"{_path(name)}/gate", json=body)))
+
+    def remove_gate(self, name: str) -> None:
+        self._transport.once("DELETE", f"{_path(name)}/gate")
+
+    def check(self, name: str, version: int) -> BatchPrediction:
+        """Have a version predict the gate's images: a batch prediction, to be waited for. Conflict `gate_mismatch`."""
+        return self._transport.send(BatchPrediction, f"{_path(name, version)}/gate-checks")
+
+    def checks(self, name: str, version: int) -> Iterator[GateCheck]:
+        """How it did on labelled datasets, newest first."""
+        return self._transport.pages(GateCheck, f"{_path(name, version)}/gate-checks")
+
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""
         facts = self.version(name, version)
-        path = f"/v1/prompt-sets/{segment(name)}/versions/{facts.version}/artifact"
-        content = self._transport.get(path).content
+        content = self._transport.get(f"{_path(name, facts.version)}/artifact").content
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 != facts.artifact_sha256:
             raise TransferCorrupt(
@@ -96,6 +186,18 @@ class PromptSets:
         with written_whole(Path(path)) as file:
             file.write(content)
 
+    def _change(self, path: str, description: str | None, metadata: Mapping[str, str] | None) -> Any:
+        body = {"description": description, "metadata": None if metadata is None else dict(metadata)}
+        return decode(self._transport.once("PATCH", path, json=body))
+
+
+def _path(name: str, version: int | None = None) -> str:
+    return f"/v1/prompt-sets/{segment(name)}" + ("" if version is None else f"/versions/{version}")
+
 
 def _alias_path(name: str, alias: str) -> str:
-    return f"/v1/prompt-sets/{segment(name)}/aliases/{segment(alias)}"
+    return f"{_path(name)}/aliases/{segment(alias)}"
+
+
+def _pairs(metadata: Mapping[str, str] | None) -> tuple[str, ...] | None:
+    return tuple(f"{key}={value}" for key, value in metadata.items()) if metadata else None

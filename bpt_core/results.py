@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,12 @@ def write_rows(path: Path, chunks: Iterator[list[Row]]) -> None:
             writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def write_results(parts: Sequence[Path], directory: Path, score_columns: int) -> Results:
+def write_results(
+    parts: Sequence[Path], directory: Path, score_columns: int, see: Callable[[Row], object] = lambda _: None
+) -> Results:
     """results.jsonl, results.csv and results.parquet in `directory`: the rows of all parts, in their order.
 
-    Memory holds BATCH_ROWS rows. CSV has `score_columns` pairs of label and score.
+    Memory holds BATCH_ROWS rows. CSV has `score_columns` pairs of label and score. `see` is given every row.
     """
     files = {name: directory / f"results.{name}" for name in FORMATS}
     count = errors = 0
@@ -78,6 +80,7 @@ def write_results(parts: Sequence[Path], directory: Path, score_columns: int) ->
                     parquet.write_batch(batch)
                     for row in batch.to_pylist():
                         count, errors = count + 1, errors + (row["error"] is not None)
+                        see(row)
                         row["scores"] = [{**each, "score": _short(each["score"])} for each in row["scores"]]
                         jsonl.write(json.dumps(row, ensure_ascii=False) + "\n")
                         table.writerow(_cells(row, score_columns))

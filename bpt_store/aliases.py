@@ -1,12 +1,14 @@
 """Aliases: names such as `production` that point at a version of a prompt set, and the history of their moves.
 
 Every move holds the prompt set's row lock, so that moves come one after the other and their numbers have no gaps.
+The number of its last move tells the state of an alias: it only ever rises, whatever versions come again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -16,12 +18,12 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from bpt_store import audit, ids
+from bpt_store import audit, gates, ids
 from bpt_store.audit import Action
 from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
 from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.paging import page
-from bpt_store.prompt_sets import LATEST, NAME_PATTERN
+from bpt_store.prompt_sets import LATEST, NAME_PATTERN, lock
 
 MOST_ALIASES = 100  # of one prompt set: whoever shows it shows all of them
 
@@ -35,6 +37,35 @@ class Expected(Enum):
 ANY: Final = Expected.ANY
 
 
+@dataclass(frozen=True)
+class _By:
+    """Who moves, as the history has it."""
+
+    actor: str
+    request_id: str | None
+    override_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Expectation:
+    """What has to be so before an alias is touched."""
+
+    version: int | Expected | None
+    condition: Callable[[int | None], bool] | None
+
+    def check(self, session: Session, prompt_set_id: UUID, alias: str, current: int | None) -> None:
+        """The caller holds the lock. Conflict `alias_moved`, `precondition_failed`."""
+        where = "does not exist" if current is None else f"is at version {current}"
+        if self.version is not ANY and self.version != current:
+            raise Conflict(f"the alias {alias!r} {where}, not as expected", code="alias_moved")
+        if self.condition is not None:
+            number = None if current is None else _last_number(session, prompt_set_id, alias)
+            if not self.condition(number):
+                after = "" if number is None else f" after move {number}"
+                detail = f"the alias {alias!r} {where}{after}: the request's conditions do not hold"
+                raise Conflict(detail, code="precondition_failed")
+
+
 def move(
     session: Session,
     prompt_set_id: UUID,
@@ -43,50 +74,79 @@ def move(
     *,
     actor: str,
     expected_version: int | Expected | None = ANY,
+    condition: Callable[[int | None], bool] | None = None,
+    override_reason: str | None = None,
     request_id: str | None = None,
 ) -> PromptSetAlias:
     """Point an alias at a version; it is made if absent, and nothing is written where it points there already.
 
-    Conflict `alias_moved` if it is not at `expected_version` (None: it must not be there yet). NotFound for a
-    version that is absent or archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
+    Conflict `alias_moved` if it is not at `expected_version` (None: it must not be there yet), `precondition_failed`
+    if `condition` does not hold for the number of its last move (None: it is not there), `gate_not_passed` if the
+    prompt set's gate is against it and there is no reason to override it. NotFound for a version that is absent or
+    archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
     """
     _check_name(alias)
-    prompt_set = _lock(session, prompt_set_id)
+    prompt_set = lock(session, prompt_set_id)
     current = _version_of(session, prompt_set_id, alias)
-    if expected_version is not ANY and expected_version != current:
-        where = "does not exist" if current is None else f"is at version {current}"
-        raise Conflict(f"the alias {alias!r} {where}, not as expected", code="alias_moved")
+    _Expectation(expected_version, condition).check(session, prompt_set_id, alias, current)
     if current is None:
         _check_number(session, prompt_set_id)
-    return _point(session, prompt_set, alias, current, version, actor, request_id)
+    _check_published(session, prompt_set_id, version)
+    refusal = None if version == current else gates.refusal(session, prompt_set_id, alias, version)
+    if refusal is not None and override_reason is None:
+        raise Conflict(refusal, code="gate_not_passed")
+    by = _By(actor, request_id, override_reason if refusal is not None else None)
+    return _point(session, prompt_set, alias, current, version, by)
 
 
 def rollback(
-    session: Session, prompt_set_id: UUID, alias: str, *, actor: str, request_id: str | None = None
+    session: Session,
+    prompt_set_id: UUID,
+    alias: str,
+    *,
+    actor: str,
+    to_version: int | None = None,
+    expected_version: int | Expected | None = ANY,
+    condition: Callable[[int | None], bool] | None = None,
+    request_id: str | None = None,
 ) -> PromptSetAlias:
-    """Back to the version before the last move, by a move of its own: twice is where it began.
+    """Back to the version before the last move, by a move of its own: twice is where it began. Or to any version where
+    the alias has been before. No gate is asked.
 
-    Conflict `alias_no_history` where the last move made the alias. NotFound if there is no such alias, or if the
-    version before is archived by now.
+    Conflict `alias_no_history` where the last move made the alias, or it never was at `to_version`; `alias_moved`,
+    `precondition_failed` as for a move. NotFound if there is no such alias, or if the version is archived by now.
     """
-    prompt_set = _lock(session, prompt_set_id)
+    prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
-    before = session.scalars(_moves(prompt_set_id, alias).order_by(AliasMove.number.desc()).limit(1)).one().from_version
-    if before is None:
+    _Expectation(expected_version, condition).check(session, prompt_set_id, alias, current)
+    version = _before(session, prompt_set_id, alias) if to_version is None else to_version
+    if version is None:
         raise Conflict(
             f"the alias {alias!r} was made at version {current} and not moved since", code="alias_no_history"
         )
-    return _point(session, prompt_set, alias, current, before, actor, request_id)
+    if session.scalar(_moves(prompt_set_id, alias).where(AliasMove.to_version == version).limit(1)) is None:
+        raise Conflict(f"the alias {alias!r} never was at version {version}", code="alias_no_history")
+    _check_published(session, prompt_set_id, version)
+    return _point(session, prompt_set, alias, current, version, _By(actor, request_id))
 
 
-def remove(session: Session, prompt_set_id: UUID, alias: str, *, actor: str, request_id: str | None = None) -> None:
-    """Its history stays, and goes on if an alias of that name is made again."""
-    prompt_set = _lock(session, prompt_set_id)
+def remove(
+    session: Session,
+    prompt_set_id: UUID,
+    alias: str,
+    *,
+    actor: str,
+    condition: Callable[[int | None], bool] | None = None,
+    request_id: str | None = None,
+) -> None:
+    """Its history stays, and goes on if an alias of that name is made again. Conflict `precondition_failed`."""
+    prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
+    _Expectation(ANY, condition).check(session, prompt_set_id, alias, current)
     session.execute(
         delete(PromptSetAlias).where(PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias)
     )
-    _record(session, prompt_set, alias, current, None, actor, request_id)
+    _record(session, prompt_set, alias, current, None, _By(actor, request_id))
 
 
 def get(session: Session, prompt_set_id: UUID, alias: str) -> PromptSetAlias:
@@ -99,6 +159,18 @@ def get(session: Session, prompt_set_id: UUID, alias: str) -> PromptSetAlias:
     if found is None:
         raise NotFound(f"there is no alias {alias!r}")
     return found
+
+
+def state(session: Session, prompt_set_id: UUID, alias: str) -> tuple[PromptSetAlias, int]:
+    """An alias and the number of its last move, both as of one moment. NotFound."""
+    row = session.execute(
+        select(PromptSetAlias, _number(prompt_set_id, alias).scalar_subquery())
+        .where(PromptSetAlias.prompt_set_id == prompt_set_id, PromptSetAlias.name == alias)
+        .execution_options(populate_existing=True)
+    ).first()
+    if row is None:
+        raise NotFound(f"there is no alias {alias!r}")
+    return row[0], row[1]
 
 
 def of_prompt_set(session: Session, prompt_set_id: UUID) -> Sequence[PromptSetAlias]:
@@ -154,16 +226,33 @@ def _check_number(session: Session, prompt_set_id: UUID) -> None:
         raise LimitReached(f"a prompt set has at most {MOST_ALIASES} aliases", code="alias_limit")
 
 
-def _lock(session: Session, prompt_set_id: UUID) -> PromptSet:
-    """Held until the transaction ends."""
-    prompt_set = session.scalar(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update())
-    if prompt_set is None:
-        raise NotFound("there is no such prompt set")
-    return prompt_set
-
-
 def _moves(prompt_set_id: UUID, alias: str) -> Select[AliasMove]:
     return select(AliasMove).where(AliasMove.prompt_set_id == prompt_set_id, AliasMove.alias == alias)
+
+
+def _number(prompt_set_id: UUID, alias: str) -> Select[int]:
+    """Of the last move; 0 where there was none."""
+    mine = AliasMove.prompt_set_id == prompt_set_id, AliasMove.alias == alias
+    return select(func.coalesce(func.max(AliasMove.number), 0)).where(*mine)
+
+
+def _last_number(session: Session, prompt_set_id: UUID, alias: str) -> int:
+    return session.scalars(_number(prompt_set_id, alias)).one()
+
+
+def _before(session: Session, prompt_set_id: UUID, alias: str) -> int | None:
+    """Where it was before its last move."""
+    return session.scalars(_moves(prompt_set_id, alias).order_by(AliasMove.number.desc()).limit(1)).one().from_version
+
+
+def _check_published(session: Session, prompt_set_id: UUID, version: int) -> None:
+    published = select(PromptSetVersion.version).where(
+        PromptSetVersion.prompt_set_id == prompt_set_id,
+        PromptSetVersion.version == version,
+        PromptSetVersion.archived_at.is_(None),
+    )
+    if session.scalar(published) is None:
+        raise NotFound(f"there is no version {version}, or it is archived")
 
 
 def _version_of(session: Session, prompt_set_id: UUID, alias: str) -> int | None:
@@ -180,20 +269,12 @@ def _point(
     alias: str,
     current: int | None,
     version: int,
-    actor: str,
-    request_id: str | None,
+    by: _By,
 ) -> PromptSetAlias:
-    """The caller holds the lock and has looked where the alias is."""
-    published = select(PromptSetVersion.version).where(
-        PromptSetVersion.prompt_set_id == prompt_set.id,
-        PromptSetVersion.version == version,
-        PromptSetVersion.archived_at.is_(None),
-    )
-    if session.scalar(published) is None:
-        raise NotFound(f"there is no version {version}, or it is archived")
+    """The caller holds the lock and has looked where the alias is, and whether the version can be had."""
     if version == current:
         return get(session, prompt_set.id, alias)
-    moved_at = _record(session, prompt_set, alias, current, version, actor, request_id).moved_at
+    moved_at = _record(session, prompt_set, alias, current, version, by).moved_at
     place = {"version": version, "moved_at": moved_at}
     session.execute(
         insert(PromptSetAlias)
@@ -209,22 +290,19 @@ def _record(
     alias: str,
     from_version: int | None,
     to_version: int | None,
-    actor: str,
-    request_id: str | None,
+    by: _By,
 ) -> AliasMove:
     """The caller holds the lock, so numbers have no gaps."""
-    last = select(func.coalesce(func.max(AliasMove.number), 0)).where(
-        AliasMove.prompt_set_id == prompt_set.id, AliasMove.alias == alias
-    )
     moved = AliasMove(
         prompt_set_id=prompt_set.id,
         alias=alias,
-        number=session.scalars(last).one() + 1,
+        number=_last_number(session, prompt_set.id, alias) + 1,
         customer_id=prompt_set.customer_id,
         from_version=from_version,
         to_version=to_version,
-        actor=actor,
-        request_id=request_id,
+        actor=by.actor,
+        request_id=by.request_id,
+        override_reason=by.override_reason,
     )
     session.add(moved)
     session.flush()

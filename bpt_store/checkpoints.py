@@ -27,7 +27,7 @@ from bpt_store.prompt_sets import Publication
 @dataclass(frozen=True)
 class Left:
     """What an epoch left. `facts` are those of a Publication that are not here or in the job's payload:
-    {"backbone_fingerprint", "class_names", "recipe", "parameters"}.
+    {"backbone_fingerprint", "class_names", "recipe", "parameters", "code_version"}.
     """
 
     epoch: int
@@ -92,8 +92,7 @@ def publish(session: Session, job: Job, epoch: int, name: str | None) -> tuple[P
     """
     checkpoint = get(session, job.id, epoch)
     wanted = prompt_sets.get_or_create(session, job.customer_id, name or job.payload["prompt_set"])
-    # Locked, so that two at once publish once.
-    prompt_set = session.scalars(select(PromptSet).where(PromptSet.id == wanted.id).with_for_update()).one()
+    prompt_set = prompt_sets.lock(session, wanted.id)  # so that two at once publish once
     published = session.scalar(
         select(PromptSetVersion).where(
             PromptSetVersion.prompt_set_id == prompt_set.id,

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, undefer
 
 from bpt_store import ids, jobs, quotas
 from bpt_store.errors import Conflict, NotFound
-from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, DatasetVersion, Job, JobKind
+from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, DatasetVersion, Gate, Job, JobKind, PromptSet
 
 UNLABELLED = "unlabelled"  # images to predict, without classes; all in the split test
 
@@ -224,11 +224,14 @@ def become_ready(
 
 
 def delete(session: Session, dataset_id: UUID) -> None:
-    """Rows and objects of all versions. Conflict `dataset_in_use` while an unfinished job needs it."""
+    """Rows and objects of all versions. Conflict `dataset_in_use` while an unfinished job or a gate needs it."""
     dataset = get(session, dataset_id, lock=True)
     unfinished = select(Job.id).where(Job.dataset_id == dataset_id, Job.state.not_in(TERMINAL_STATES)).limit(1)
     if session.scalar(unfinished) is not None:
         raise Conflict("an unfinished job uses the dataset", code="dataset_in_use")
+    gated = select(PromptSet.name).join(Gate, Gate.prompt_set_id == PromptSet.id).where(Gate.dataset_id == dataset_id)
+    if names := list(session.scalars(gated.order_by(PromptSet.name).limit(3))):
+        raise Conflict(f"gates use the dataset: {', '.join(names)}", code="dataset_in_use")
     jobs.doom(session, dataset.customer_id, prefix(dataset.id))
     session.execute(sql_delete(Dataset).where(Dataset.id == dataset_id))
 

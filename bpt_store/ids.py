@@ -6,7 +6,8 @@ from uuid import UUID
 
 from bpt_store.errors import NotFound
 
-CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET, AUDIT = "cus", "key", "ds", "upl", "job", "ps", "aud"
+CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET = "cus", "key", "ds", "upl", "job", "ps"
+AUDIT, EVALUATION = "aud", "ev"
 
 
 def public(prefix: str, identifier: UUID) -> str:

@@ -369,21 +369,27 @@ class JobCheckpoint(Base):
 
 
 class PromptSet(Base):
+    """`last_deleted` is the greatest number of a version that was deleted: no number is ever given again."""
+
     __tablename__ = "prompt_sets"
     __table_args__ = (UniqueConstraint("customer_id", "id"), UniqueConstraint("customer_id", "name"))
 
     id: Mapped[UUID] = _id()
     customer_id: Mapped[UUID] = _customer_id()
     name: Mapped[str]
+    description: Mapped[str | None]
     custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
+    last_deleted: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class PromptSetVersion(Base):
-    """Immutable. The artifact lives here, a few hundred kilobytes; lineage has no foreign keys.
+    """Immutable but for its label: description, metadata, and whether it is archived. The artifact lives here, a few
+    hundred kilobytes; lineage has no foreign keys.
 
     `job_epoch` is the epoch of a checkpoint that was published; None for what came out at the end of the job.
     `continued_from` is the version that tuning began with: {"prompt_set", "version", "artifact_sha256"}.
+    `code_version` is the release of this software that learned it; None where that was not noted.
     """
 
     __tablename__ = "prompt_set_versions"
@@ -411,6 +417,9 @@ class PromptSetVersion(Base):
     dataset_id: Mapped[UUID | None]
     dataset_version: Mapped[int | None]
     continued_from: Mapped[dict[str, Any] | None]
+    code_version: Mapped[str | None]
+    description: Mapped[str | None]
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     archived_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -456,6 +465,62 @@ class AliasMove(Base):
     # Not now(), the start of the transaction: moves wait for each other, and times follow the numbers.
     moved_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     request_id: Mapped[str | None]
+    override_reason: Mapped[str | None]  # why it was moved although the gate was against it
+
+
+class Gate(Base):
+    """What a version must reach before an alias of a prompt set may move to it; see gates.py.
+
+    `split` is None for all images, `aliases` None for all of them.
+    """
+
+    __tablename__ = "gates"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
+        ),
+        # A dataset that a gate uses cannot be deleted.
+        ForeignKeyConstraint(["customer_id", "dataset_id"], ["datasets.customer_id", "datasets.id"]),
+        Index("gates_of_dataset", "dataset_id"),
+    )
+
+    prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
+    customer_id: Mapped[UUID] = _customer_id()
+    dataset_id: Mapped[UUID]
+    dataset_version: Mapped[int]
+    split: Mapped[str | None]
+    metric: Mapped[str]
+    floor: Mapped[float]
+    aliases: Mapped[list[Any] | None]
+    set_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Evaluation(Base):
+    """How a version did on a version of a dataset, or on one split of it. Neither can change, so it holds for good.
+
+    `metrics` are those of bpt_core.tally. Lineage has no foreign keys.
+    """
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["customer_id", "prompt_set_id", "version"],
+            ["prompt_set_versions.customer_id", "prompt_set_versions.prompt_set_id", "prompt_set_versions.version"],
+            ondelete="CASCADE",
+        ),
+        Index("evaluations_of_version", "prompt_set_id", "version", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    prompt_set_id: Mapped[UUID]
+    version: Mapped[int]
+    dataset_id: Mapped[UUID]
+    dataset_version: Mapped[int]
+    split: Mapped[str | None]
+    metrics: Mapped[dict[str, Any]]
+    job_id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class IdempotencyRecord(Base):

@@ -1,4 +1,8 @@
-"""Prompt sets: a name of the customer's, and immutable numbered versions under it."""
+"""Prompt sets: a name of the customer's, and immutable numbered versions under it.
+
+Whoever adds or removes a version, or moves an alias, holds the prompt set's row lock (`lock`), so that one comes after
+the other.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import and_, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete as sql_delete
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
-from bpt_store.errors import Damaged, NotFound
-from bpt_store.models import PromptSet, PromptSetAlias, PromptSetVersion
+from bpt_store.errors import Conflict, Damaged, NotFound
+from bpt_store.models import TERMINAL_STATES, Job, JobKind, PromptSet, PromptSetAlias, PromptSetVersion
 
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 LATEST = "latest"
@@ -34,16 +39,49 @@ class Publication:
     parameters: int
     metrics: Mapping[str, Any]
     continued_from: Mapping[str, Any] | None = None
+    code_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """What people write on a prompt set or a version; None leaves a part as it is, an empty description removes it."""
+
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+    def put_on(self, row: PromptSet | PromptSetVersion) -> None:
+        if self.description is not None:
+            row.description = self.description or None
+        if self.metadata is not None:
+            row.custom = dict(self.metadata)
+
+
+NO_LABEL = Label()
+
+
+def create(session: Session, customer_id: UUID, name: str, label: Label = NO_LABEL) -> PromptSet:
+    """An empty one. Conflict `name_taken`."""
+    made: PromptSet | None = session.scalar(_make(customer_id, name).returning(PromptSet))
+    if made is None:
+        raise Conflict(f"there is a prompt set named {name!r} already", code="name_taken")
+    label.put_on(made)
+    session.flush()
+    return made
 
 
 def get_or_create(session: Session, customer_id: UUID, name: str) -> PromptSet:
-    """Two at once get the same one."""
-    session.execute(
-        insert(PromptSet)
-        .values(customer_id=customer_id, name=name)
-        .on_conflict_do_nothing(index_elements=["customer_id", "name"])
-    )
-    return session.scalars(select(PromptSet).where(PromptSet.customer_id == customer_id, PromptSet.name == name)).one()
+    """Two at once get the same one; it cannot be deleted before this transaction has ended."""
+    named = select(PromptSet).where(PromptSet.customer_id == customer_id, PromptSet.name == name)
+    while True:
+        session.execute(_make(customer_id, name))
+        found = session.scalar(named.with_for_update(read=True, key_share=True))
+        if found is not None:  # else it was deleted while we waited
+            return found
+
+
+def _make(customer_id: UUID, name: str) -> Insert:
+    made = insert(PromptSet).values(customer_id=customer_id, name=name)
+    return made.on_conflict_do_nothing(index_elements=["customer_id", "name"])
 
 
 def get(session: Session, name: str) -> PromptSet:
@@ -53,6 +91,37 @@ def get(session: Session, name: str) -> PromptSet:
     if prompt_set is None:
         raise NotFound(f"there is no prompt set {name!r}")
     return prompt_set
+
+
+def lock(session: Session, prompt_set_id: UUID) -> PromptSet:
+    """Held until the transaction ends. Others may go on to refer to the row. NotFound."""
+    query = select(PromptSet).where(PromptSet.id == prompt_set_id).execution_options(populate_existing=True)
+    prompt_set = session.scalar(query.with_for_update(key_share=True))
+    if prompt_set is None:
+        raise NotFound("there is no such prompt set")
+    return prompt_set
+
+
+def delete(session: Session, name: str) -> None:
+    """With all versions and the history of its aliases. A prompt set made anew under the name is another one.
+
+    Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it.
+    """
+    prompt_set = get(session, name)
+    # Waits for those that create a job for it just now, and they for us.
+    session.execute(select(PromptSet.id).where(PromptSet.id == prompt_set.id).with_for_update())
+    named = select(PromptSetAlias.name).where(PromptSetAlias.prompt_set_id == prompt_set.id)
+    if left := list(session.scalars(named.order_by(PromptSetAlias.name))):
+        raise Conflict(f"the prompt set has aliases: {', '.join(left)}", code="prompt_set_in_use")
+    unfinished = select(Job.id).where(
+        Job.customer_id == prompt_set.customer_id,
+        Job.kind == JobKind.TUNE,
+        Job.prompt_set_id == prompt_set.id,
+        Job.state.not_in(TERMINAL_STATES),
+    )
+    if session.scalar(unfinished.limit(1)) is not None:
+        raise Conflict("an unfinished tuning job is to publish into the prompt set", code="prompt_set_in_use")
+    session.execute(sql_delete(PromptSet).where(PromptSet.id == prompt_set.id))
 
 
 def publish(
@@ -69,13 +138,13 @@ def publish(
 
     The prompt set's row lock keeps numbers gapless.
     """
-    prompt_set = session.scalars(select(PromptSet).where(PromptSet.id == prompt_set_id).with_for_update()).one()
+    prompt_set = lock(session, prompt_set_id)
     newest = select(func.coalesce(func.max(PromptSetVersion.version), 0)).where(
         PromptSetVersion.prompt_set_id == prompt_set_id
     )
     version = PromptSetVersion(
         prompt_set_id=prompt_set_id,
-        version=session.scalars(newest).one() + 1,
+        version=max(session.scalars(newest).one(), prompt_set.last_deleted) + 1,
         customer_id=prompt_set.customer_id,
         artifact=publication.artifact,
         artifact_sha256=hashlib.sha256(publication.artifact).hexdigest(),
@@ -91,10 +160,57 @@ def publish(
         dataset_id=dataset_id,
         dataset_version=dataset_version,
         continued_from=dict(publication.continued_from) if publication.continued_from else None,
+        code_version=publication.code_version,
     )
     session.add(version)
     session.flush()
     return version
+
+
+def archive(session: Session, name: str, number: int) -> PromptSetVersion:
+    """From now on no name means it and no alias moves to it; `name:3` still does. Conflict `version_in_use`."""
+    version = _locked(session, name, number)
+    _check_unused(session, version)
+    if version.archived_at is None:
+        version.archived_at = session.scalars(select(func.now())).one()
+        session.flush()
+    return version
+
+
+def unarchive(session: Session, name: str, number: int) -> PromptSetVersion:
+    version = _locked(session, name, number)
+    version.archived_at = None
+    session.flush()
+    return version
+
+
+def delete_version(session: Session, name: str, number: int) -> None:
+    """Its number is not given again. Conflict `version_not_archived`, `version_in_use`."""
+    version = _locked(session, name, number)
+    _check_unused(session, version)  # archived by an older release it may have an alias yet
+    if version.archived_at is None:
+        raise Conflict(f"version {number} is to be archived before it is deleted", code="version_not_archived")
+    prompt_set = session.get_one(PromptSet, version.prompt_set_id)
+    prompt_set.last_deleted = max(prompt_set.last_deleted, number)
+    session.delete(version)
+    session.flush()
+
+
+def _locked(session: Session, name: str, number: int) -> PromptSetVersion:
+    """With its prompt set. NotFound."""
+    prompt_set = lock(session, get(session, name).id)
+    version = session.get(PromptSetVersion, (prompt_set.id, number), populate_existing=True)
+    if version is None:
+        raise NotFound(f"there is no version {number} of {name!r}")
+    return version
+
+
+def _check_unused(session: Session, version: PromptSetVersion) -> None:
+    pointing = select(PromptSetAlias.name).where(
+        PromptSetAlias.prompt_set_id == version.prompt_set_id, PromptSetAlias.version == version.version
+    )
+    if found := list(session.scalars(pointing.order_by(PromptSetAlias.name))):
+        raise Conflict(f"version {version.version} is where {', '.join(found)} points", code="version_in_use")
 
 
 def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersion]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from bpt_store import batch_predictions, jobs, resuming
+from bpt_store import batch_predictions, evaluations, jobs, resuming
+from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import Job
 from worker import inputs
 from worker.context import Worker
+from worker.refused import Refused
 
 
 class BatchPredict:
@@ -20,8 +22,11 @@ class BatchPredict:
     stall_code = "predictor_stalled"
 
     def prepare(self, worker: Worker, job: Job, directory: Path) -> dict[str, Any]:
-        with worker.database.customer(job.customer_id) as session:
-            artifacts = batch_predictions.artifacts(session, job)
+        try:
+            with worker.database.customer(job.customer_id) as session:
+                artifacts = batch_predictions.artifacts(session, job)
+        except (NotFound, Damaged) as error:
+            raise Refused("prompt_set_gone", f"a prompt set is not what it was: {error}") from error
         for index, data in enumerate(artifacts):
             (directory / f"prompt-set-{index}.safetensors").write_bytes(data)
         parts = resuming.parts(job)
@@ -65,7 +70,8 @@ class BatchPredict:
 
         def finish(session: Session) -> None:
             # The parts are given up with all that lies under the job's own prefix.
-            facts = {name: result[name] for name in ("images", "rows", "errors")}
+            facts = {name: result[name] for name in ("images", "rows", "errors", "metrics")}
+            evaluations.keep(session, job, result["metrics"])
             jobs.succeed(session, jobs.fence_of(job), {**facts, "files": files})
             for attempt in range(1, job.attempt):
                 jobs.doom(session, job.customer_id, f"{prefix}{attempt}/")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
 from bpt_core import artifact
+from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
 from bpt_core.batch import Batch
 from bpt_core.dataset import PackedDataset, Split
 from bpt_core.errors import BptError
 from bpt_core.predict import Predictor
-from bpt_core.results import write_results, write_rows
+from bpt_core.results import Row, write_results, write_rows
+from bpt_core.tally import Tally
 from worker.child import Child
 
 
@@ -46,7 +50,8 @@ def main() -> None:
                 # The supervisor stores what it is given and removes it; the rows are needed once more, at the end.
                 os.link(path, directory / f"part-{done:09d}.parquet")
                 child.event("progress", {"done": done, "total": total}, checkpoint=f"part-{done:09d}.parquet")
-            results = write_results(parts, directory, batch.score_columns)
+            tallies = _tallies(dataset, prompt_sets, job["top_k"])
+            results = write_results(parts, directory, batch.score_columns, partial(_count, tallies))
     except torch.OutOfMemoryError as error:
         child.failed("out_of_memory", f"{error}; not even one image fits")
         return
@@ -59,5 +64,20 @@ def main() -> None:
             "images": total,
             "rows": results.rows,
             "errors": results.errors,
+            "metrics": {reference: tally.metrics() for reference, tally in tallies.items()},
         }
     )
+
+
+def _tallies(dataset: PackedDataset, prompt_sets: Mapping[str, PromptSet], top_k: int) -> dict[str, Tally]:
+    """For those prompt sets that know all classes of the dataset, and have the same task."""
+    return {
+        reference: Tally(dataset.task, top_k, len(prompt_set.class_names))
+        for reference, prompt_set in prompt_sets.items()
+        if prompt_set.task == dataset.task and set(dataset.class_names) <= set(prompt_set.class_names)
+    }
+
+
+def _count(tallies: Mapping[str, Tally], row: Row) -> None:
+    if row["prompt_set"] in tallies:
+        tallies[row["prompt_set"]].add(row)

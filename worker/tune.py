@@ -15,6 +15,7 @@ from bpt_core.recipe import Recipe, parameter_count
 from bpt_store import checkpoints, jobs, prompt_sets, resuming
 from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import Job
+from bpt_store.release import code_version
 from worker import inputs
 from worker.context import Worker
 from worker.refused import Refused
@@ -63,6 +64,7 @@ class Tune:
             facts={
                 **{name: facts[name] for name in ("backbone_fingerprint", "class_names", "recipe")},
                 "parameters": parameter_count(recipe, catalog.find(job.payload["backbone"])),
+                "code_version": code_version(),
             },
         )
         checkpoints.keep(session, jobs.fence_of(job), left, most=worker.settings.job_checkpoints)
@@ -82,6 +84,7 @@ class Tune:
             parameters=parameter_count(recipe, catalog.find(job.payload["backbone"])),
             metrics=result["metrics"],
             continued_from=job.payload.get("continue_from"),
+            code_version=code_version(),
         )
         if result["report_failure"]:
             # The customer gets the prompt set all the same; the fault is ours, and nobody else is told of it.

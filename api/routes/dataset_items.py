@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from api import schemas
+from api.conditions import NOT_MODIFIED, IfNoneMatch, is_known
 from api.deps import DatasetsReadSession, Limit, Services, ServicesDep
 from api.item_schemas import DatasetItem, SplitName
 from api.problems import Problem, responses
@@ -26,7 +27,6 @@ FOREVER = "private, max-age=31536000, immutable"
 _ERRORS = ("not_found", "dataset_not_ready", "dataset_not_indexed")
 
 Version = Annotated[int | None, Query(ge=1, lt=2**31, description="absent: the newest that is ready")]
-IfNoneMatch = Annotated[str | None, Header(max_length=1000)]
 
 
 @router.get(
@@ -78,7 +78,7 @@ class _Asked:
     ) -> None:
         ready = _ready(session, dataset_id, version)
         self.item = _item(services, ready, item_id)
-        self.is_known = if_none_match == f'"{self.item.digest}"'
+        self.is_known = is_known(if_none_match, self.item.digest)
         assert ready.objects is not None
         self._objects, self._keys = services.objects, ready.objects
 
@@ -101,15 +101,10 @@ class _Asked:
 
 _AskedDep = Annotated[_Asked, Depends()]
 
-_PICTURE = {
-    **responses(*_ERRORS),
-    304: {"description": "the picture that If-None-Match names"},
-}
-
 
 def _picture_of(*media_types: str) -> dict[int | str, dict[str, object]]:
     content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
-    return {**_PICTURE, 200: {"description": "the picture", "content": content}}
+    return {**responses(*_ERRORS), **NOT_MODIFIED, 200: {"description": "the picture", "content": content}}
 
 
 @router.get(

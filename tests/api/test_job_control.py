@@ -163,6 +163,19 @@ def test_another_try_needs_the_dataset_and_room_in_the_queue(
     assert http.get(f"/v1/tuning-jobs/{job}").json()["state"] == "cancelled"
 
 
+def test_another_try_makes_the_prompt_set_again_that_was_deleted_meanwhile(
+    open_client: Callable[..., TestClient], dataset_id: UUID
+) -> None:
+    http, path = open_client(), "/v1/prompt-sets/birds"
+    body = {"dataset": ids.public(ids.DATASET, dataset_id), "prompt_set": "birds"}
+    job = http.post("/v1/tuning-jobs", json=body).json()["id"]
+    assert http.delete(path).json()["code"] == "prompt_set_in_use"
+    http.post(f"/v1/tuning-jobs/{job}/cancel")
+    assert http.delete(path).status_code == 204
+    assert ask(http, job, "retry") == (200, "queued")
+    assert http.delete(path).json()["code"] == "prompt_set_in_use"
+
+
 def test_a_dataset_that_a_paused_job_needs_cannot_be_deleted(
     open_client: Callable[..., TestClient], dataset_id: UUID, create: Callable[[], str]
 ) -> None:

@@ -335,8 +335,8 @@ def test_aliases_are_shown_with_prompt_sets_versions_and_their_history(server: S
     assert rows[2][:2] == ["flowers:1", "production"]
     server.will(server.page({"number": 1, "from_version": None, "to_version": 2, "actor": "key_1", "moved_at": time}))
     head, row = bpt("prompt-sets", "history", "flowers", "production")[1].splitlines()
-    assert head.split() == ["number", "from", "to", "moved", "by", "request"]
-    assert [*row.split()[:3], *row.split()[-2:]] == ["1", "-", "2", "key_1", "-"]
+    assert head.split() == ["number", "from", "to", "moved", "by", "request", "gate", "overridden"]
+    assert [*row.split()[:3], *row.split()[-3:]] == ["1", "-", "2", "key_1", "-", "-"]
 
 
 def test_a_restarted_attempt_is_told_while_a_job_is_watched() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -231,6 +231,30 @@ def test_what_was_removed_means_nothing_and_keeps_its_history(birds: Birds) -> N
         assert aliases.versions(session, [birds.id]) == {}
     assert birds.steps() == [(1, None, 1), (2, 1, None)]
     assert birds.move(2, expected_version=None) == 2
+
+
+def test_a_condition_is_on_the_number_of_the_last_move(birds: Birds) -> None:
+    def code(verb: Callable[..., object], *given: object, **more: object) -> str:
+        with pytest.raises(Conflict) as caught, birds.database.customer(birds.customer_id) as session:
+            verb(session, birds.id, "production", *given, actor="key", **more)
+        return caught.value.code
+
+    assert birds.move(1, condition=lambda number: number is None) == 1
+    for version in (2, 1):
+        birds.move(version)
+    with birds.database.customer(birds.customer_id) as session:
+        row, number = aliases.state(session, birds.id, "production")
+        assert (row.version, number) == (1, 3)
+    # It is where it was after the first move; whoever saw that one saw another state.
+    refused: Any = {"condition": lambda number: number == 1}
+    assert code(aliases.move, 2, **refused) == "precondition_failed"
+    assert code(aliases.rollback, **refused) == code(aliases.remove, **refused) == "precondition_failed"
+    assert code(aliases.rollback, expected_version=2) == "alias_moved"
+    assert birds.move(4, condition=lambda number: number == 3) == 4
+    birds.remove()
+    with pytest.raises(Conflict, match="does not exist"):
+        birds.move(1, condition=lambda number: number == 5)
+    assert birds.steps()[3:] == [(4, 1, 4), (5, 4, None)]
 
 
 def test_history_comes_in_pages_newest_first(birds: Birds) -> None:

@@ -28,6 +28,7 @@ from bpt_store import (
     checkpoints,
     customers,
     datasets,
+    gates,
     idempotency,
     ids,
     jobs,
@@ -44,7 +45,7 @@ from bpt_store.customers import CUSTOMER_SCOPES
 from bpt_store.datasets import Contents
 from bpt_store.db import Database
 from bpt_store.embedded import EmbeddedServices
-from bpt_store.models import Base, Dataset, DoomedObject, Job, JobKind
+from bpt_store.models import Base, Dataset, DoomedObject, Evaluation, Job, JobKind
 from bpt_store.objects import Objects
 from bpt_store.prompt_sets import Publication
 from bpt_store.queue import Doorbell, celery_app
@@ -99,6 +100,10 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
             prompt_sets.publish(session, prompt_set.id, publication, job_id=uuid4(), dataset_id=dataset.id)
         audit.act_as(session, Actor(uuid4(), "req_1"))
         aliases.move(session, prompt_set.id, "production", 1, actor="key")
+        images = datasets.version(session, dataset.id, 1)
+        gates.put(session, prompt_set.id, images, gates.Demand("top1", 0.9, "test", ["production"]))
+        on: dict[str, Any] = {"prompt_set_id": prompt_set.id, "dataset_id": dataset.id, "dataset_version": 1}
+        session.add(Evaluation(customer_id=customer_id, version=1, metrics={"top1": 0.5}, job_id=uuid4(), **on))
         sender, reply = idempotency.Sender.customer(customer_id), idempotency.Reply(201, b"{}", None)
         idempotency.keep(session, sender, "key", bytes(32), reply, 24)
     tuning = _claimed(database, customer_id, JobKind.TUNE, dataset)
@@ -354,7 +359,7 @@ def test_an_older_backup_is_brought_up_to_date(stored: Stored, place: Place, tar
     old = manifest.model_copy(deep=True)
     old.name, old.revision, old.objects = f"{manifest.name}-old", "0009", []
     # Tables that were then as they are today.
-    old.tables = [table for table in manifest.tables if table.name in ("customers", "api_keys", "prompt_sets")]
+    old.tables = [table for table in manifest.tables if table.name in ("customers", "api_keys")]
     place.write_manifest(old)
     assert target.owner_database_url is not None
     restore._make_database(target)
@@ -379,7 +384,9 @@ def test_every_column_that_may_hold_keys_is_looked_into_or_known_to_hold_none() 
         "job_events": {"data"},
         "job_checkpoints": {"val", "facts"},
         "prompt_sets": {"metadata"},
-        "prompt_set_versions": {"class_names", "recipe", "metrics", "continued_from"},
+        "prompt_set_versions": {"class_names", "recipe", "metrics", "continued_from", "metadata"},
+        "gates": {"aliases"},
+        "evaluations": {"metrics"},
         "audit_log": {"before", "after"},
         "doomed_objects": {"key"},  # what is to be deleted
     }
@@ -464,6 +471,7 @@ def test_objects_given_up_during_a_backup_stay_until_it_has_ended(
             for job in session.scalars(select(Job).where(Job.dataset_id == stored.dataset.id)):
                 session.delete(job)
             session.flush()
+            gates.remove(session, prompt_sets.get(session, "birds").id)
             datasets.delete(session, stored.dataset.id)
         sweep_once(worker, doorbell)
         assert doomed()

@@ -16,7 +16,7 @@ from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.errors import NotFound
 from bpt_store.idempotency import Reply, Sender
-from bpt_store.models import Base, JobCheckpoint
+from bpt_store.models import Base, Evaluation, Gate, JobCheckpoint
 from bpt_store.prompt_sets import Publication
 from bpt_store.quotas import Limits
 from bpt_store.settings import Settings
@@ -49,6 +49,9 @@ def fill(database: Database) -> Callable[[str], UUID]:
             audit.act_as(session, Actor(uuid4(), "req_1"))
             aliases.move(session, prompt_set.id, "production", 1, actor="key")
             left: dict[str, Any] = {"artifact": b"a", "sha256": "", "bytes": 1, "score": 0.5, "val": {}, "facts": {}}
+            on: dict[str, Any] = {"prompt_set_id": prompt_set.id, "dataset_id": dataset.id, "dataset_version": 1}
+            session.add(Gate(customer_id=customer_id, metric="top1", floor=0.5, **on))
+            session.add(Evaluation(customer_id=customer_id, version=1, metrics={}, job_id=job.id, **on))
             session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
             jobs.doom(session, customer_id, "key")
             idempotency.keep(session, Sender.customer(customer_id), "key", b"request", Reply(201, b"{}"), 24)

@@ -1,0 +1,126 @@
+"""The versions of a prompt set: look, label, archive, delete, and the artifact of each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy import select
+
+from api import schemas
+from api.conditions import ASK_AGAIN, NOT_MODIFIED, IfNoneMatch, is_known, unless_known
+from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession
+from api.idempotency import OnceRoute
+from api.problems import responses
+from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
+from bpt_store import models, prompt_sets
+from bpt_store.errors import NotFound
+from bpt_store.models import PromptSetVersion
+from bpt_store.paging import page
+
+router = APIRouter(prefix="/v1/prompt-sets/{name}/versions", tags=["prompt-sets"], route_class=OnceRoute)
+
+VersionNumber = Annotated[int, Path(ge=1, lt=2**31)]
+
+
+@router.get("", summary="List the versions of a prompt set", responses=responses("not_found"))
+def list_prompt_set_versions(
+    name: str,
+    session: PromptsReadSession,
+    limit: Limit = 20,
+    after: After = None,
+    metadata: MetadataFilter = None,
+    archived: Annotated[bool | None, Query(description="only archived ones, or only others; absent: all")] = None,
+) -> schemas.Page[schemas.PromptSetVersion]:
+    prompt_set = prompt_sets.get(session, name)
+    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
+        raise NotFound(f"there is no version {after!r}")
+    query = select(PromptSetVersion).where(
+        PromptSetVersion.prompt_set_id == prompt_set.id, PromptSetVersion.custom.contains(wanted(metadata))
+    )
+    if archived is not None:
+        query = query.where(PromptSetVersion.archived_at.is_not(None) == archived)
+    rows, has_more = page(session, query, PromptSetVersion.version, int(after) if after else None, limit)
+    data = [schemas.PromptSetVersion.of(name, row) for row in rows]
+    return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].version) if has_more else None)
+
+
+@router.get(
+    "/{version}",
+    summary="Show a version",
+    response_model=schemas.PromptSetVersion,
+    responses={**responses("not_found"), **NOT_MODIFIED},
+)
+def get_prompt_set_version(
+    name: str, version: VersionNumber, session: PromptsReadSession, if_none_match: IfNoneMatch = None
+) -> Response:
+    return unless_known(schemas.PromptSetVersion.of(name, _version(session, name, version)), if_none_match)
+
+
+@router.patch("/{version}", summary="Change the description or the metadata", responses=responses("not_found"))
+def change_prompt_set_version(
+    name: str, version: VersionNumber, body: LabelChange, session: PromptsWriteSession
+) -> schemas.PromptSetVersion:
+    row = _version(session, name, version)
+    body.label().put_on(row)
+    return schemas.PromptSetVersion.of(name, row)
+
+
+@router.post(
+    "/{version}/archive",
+    summary="Archive a version: no name means it and no alias moves to it; its number still does",
+    responses=responses("not_found", "version_in_use"),
+)
+def archive_prompt_set_version(
+    name: str, version: VersionNumber, session: PromptsWriteSession
+) -> schemas.PromptSetVersion:
+    return schemas.PromptSetVersion.of(name, prompt_sets.archive(session, name, version))
+
+
+@router.post("/{version}/unarchive", summary="Take a version out of the archive", responses=responses("not_found"))
+def unarchive_prompt_set_version(
+    name: str, version: VersionNumber, session: PromptsWriteSession
+) -> schemas.PromptSetVersion:
+    return schemas.PromptSetVersion.of(name, prompt_sets.unarchive(session, name, version))
+
+
+@router.delete(
+    "/{version}",
+    status_code=204,
+    summary="Delete an archived version; its number is never given again",
+    responses=responses("not_found", "version_in_use", "version_not_archived"),
+)
+def delete_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> None:
+    prompt_sets.delete_version(session, name, version)
+
+
+@router.get(
+    "/{version}/artifact",
+    summary="Download the artifact of a version: one safetensors file",
+    response_class=Response,
+    responses={
+        **responses("not_found", "artifact_integrity"),
+        **NOT_MODIFIED,
+        200: {
+            "description": "the artifact; its sha256 is the ETag",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+    },
+)
+def download_artifact(
+    name: str, version: VersionNumber, session: PromptsReadSession, if_none_match: IfNoneMatch = None
+) -> Response:
+    row = _version(session, name, version)
+    headers = {"ETag": f'"{row.artifact_sha256}"', "Cache-Control": ASK_AGAIN}
+    if is_known(if_none_match, row.artifact_sha256):
+        return Response(status_code=304, headers=headers)
+    return Response(
+        prompt_sets.artifact(session, row),
+        media_type="application/octet-stream",
+        headers={**headers, "Content-Disposition": f'attachment; filename="{name}-{version}.safetensors"'},
+    )
+
+
+def _version(session: PromptsReadSession, name: str, number: int) -> models.PromptSetVersion:
+    _, row = prompt_sets.resolve(session, f"{name}:{number}")
+    return row
