@@ -16,10 +16,12 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from bpt_store import ids, webhook_events
 from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
 from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.paging import page
 from bpt_store.prompt_sets import LATEST, NAME_PATTERN
+from bpt_store.webhook_events import EventType
 
 MOST_ALIASES = 100  # of one prompt set: whoever shows it shows all of them
 
@@ -226,4 +228,7 @@ def _record(
     )
     session.add(moved)
     session.flush()
+    told = {"id": ids.public(ids.PROMPT_SET, prompt_set.id), "name": prompt_set.name, "alias": alias}
+    move = {"from": from_version, "to": to_version}
+    webhook_events.emit(session, prompt_set.customer_id, EventType.ALIAS_MOVED, {**told, **move})
     return moved

@@ -29,6 +29,8 @@ class Scope(StrEnum):
     PROMPTS_READ = "prompts:read"
     PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
     ADMIN = "admin"
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from bpt_store.errors import NotFound
 
 CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET = "cus", "key", "ds", "upl", "job", "ps"
+WEBHOOK, EVENT, DELIVERY = "whk", "evt", "dlv"
 
 
 def public(prefix: str, identifier: UUID) -> str:

@@ -36,6 +36,7 @@ from bpt_store import (
     resuming,
     scheduling,
     uploads,
+    webhooks,
 )
 from bpt_store.backup_files import LOCK, OBJECTS, BackupError, Manifest, Place
 from bpt_store.customers import CUSTOMER_SCOPES
@@ -97,6 +98,8 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
         aliases.move(session, prompt_set.id, "production", 1, actor="key")
         sender, reply = idempotency.Sender.customer(customer_id), idempotency.Reply(201, b"{}", None)
         idempotency.keep(session, sender, "key", bytes(32), reply, 24)
+        endpoint = webhooks.create(session, customer_id, "https://example.com/hook", description="ü\t")
+        webhooks.test(session, endpoint.id)
     tuning = _claimed(database, customer_id, JobKind.TUNE, dataset)
     checkpoint = put(f"jobs/{tuning.id.hex}/1/checkpoint-1.safetensors")
     tuned = _claimed(database, customer_id, JobKind.TUNE, dataset)
@@ -376,6 +379,7 @@ def test_every_column_that_may_hold_keys_is_looked_into_or_known_to_hold_none() 
         "job_checkpoints": {"val", "facts"},
         "prompt_sets": {"metadata"},
         "prompt_set_versions": {"class_names", "recipe", "metrics", "continued_from"},
+        "webhook_events": {"data"},
         "doomed_objects": {"key"},  # what is to be deleted
     }
     looked_into = {*references.HOLDING, *((table, "key") for table in references.ROWS)}

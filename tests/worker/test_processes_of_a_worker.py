@@ -24,6 +24,8 @@ def environment_with(settings: Settings) -> dict[str, str]:
     [
         ("worker.tasks", "torch"),
         ("worker.sweep", "torch"),
+        ("worker.webhooks", "torch"),
+        ("worker.webhooks", "fastapi"),
         ("worker.packer", "torch"),
         ("worker.trainer", "sqlalchemy"),
         ("worker.trainer", "celery"),

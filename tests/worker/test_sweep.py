@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from bpt_store import idempotency
+from bpt_store import idempotency, webhook_events, webhooks
 from bpt_store.db import Database
 from bpt_store.idempotency import Reply, Sender
 from bpt_store.queue import Doorbell, celery_app
@@ -32,3 +32,21 @@ def test_answers_are_forgotten_when_their_time_is_over(
     with database.customer(customer_id) as session:
         assert idempotency.find(session, sender, "young") is not None
         assert session.scalar(text("SELECT count(*) FROM idempotency_records")) == 1
+
+
+def test_webhook_events_are_forgotten_when_their_time_is_over(
+    settings: Settings, database: Database, customer_id: UUID
+) -> None:
+    with database.customer(customer_id) as session:
+        webhooks.create(session, customer_id, "https://example.com")
+        for _ in range(2):
+            webhook_events.emit(session, customer_id, webhook_events.EventType.DATASET_READY, {})
+        first = "SELECT id FROM webhook_events ORDER BY id LIMIT 1"
+        old = f"UPDATE webhook_events SET created_at = now() - interval '8 days' WHERE id = ({first})"
+        session.execute(text(old))
+    worker = Worker.create(settings.model_copy(update={"webhook_days": 7}))
+    with celery_app(settings) as app:
+        sweep_once(worker, Doorbell(app))
+    worker.database.close()
+    with database.customer(customer_id) as session:
+        assert session.scalar(text("SELECT count(*) FROM webhook_deliveries")) == 1
