@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bpt_client.commands import batch_predictions, customers, datasets, jobs, predictions, prompt_sets, server
+from bpt_client.commands import batch_predictions, customers, datasets, jobs, predictions, prompt_sets, server, webhooks
 from bpt_client.commands.connection import Connection
 from bpt_client.errors import BptError
 from bpt_client.terminal import fail
@@ -34,6 +34,7 @@ app.command()(predictions.predict)
 app.add_typer(prompt_sets.app, name="prompt-sets")
 app.command()(batch_predictions.predict_batch)
 app.add_typer(batch_predictions.app, name="batch-predictions")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 @app.callback()

@@ -43,9 +43,15 @@ class Sending:
         return ids.public(ids.EVENT, self.event_id)
 
 
-def of_endpoint(endpoint_id: UUID, state: DeliveryState | None = None) -> Select[WebhookDelivery]:
+def of_endpoint(
+    endpoint_id: UUID, state: DeliveryState | None = None, event_type: str | None = None
+) -> Select[WebhookDelivery]:
     query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
-    return query if state is None else query.where(WebhookDelivery.state == state)
+    if state is not None:
+        query = query.where(WebhookDelivery.state == state)
+    if event_type is not None:
+        query = query.where(WebhookDelivery.event.has(WebhookEvent.type == event_type))
+    return query
 
 
 def get(session: Session, endpoint_id: UUID, delivery_id: UUID) -> WebhookDelivery:

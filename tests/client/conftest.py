@@ -69,7 +69,7 @@ class Server:
                 if answer.chunks is not None and not answer.cut:
                     self.wfile.write(b"0\r\n\r\n")
 
-            do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  # the names http.server looks for
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815  # the names http.server looks for
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name in the base class
                 pass
