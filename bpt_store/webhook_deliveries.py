@@ -89,10 +89,10 @@ def claim(
     answers slowly, or not at all, makes the others wait as little as can be.
     """
     now = func.clock_timestamp()
-    is_due = WebhookDelivery.state == DeliveryState.PENDING, WebhookDelivery.next_at <= now
     due = (
         select(WebhookDelivery.id, WebhookDelivery.next_at)
-        .where(*is_due, WebhookDelivery.endpoint_id == WebhookEndpoint.id)
+        .where(WebhookDelivery.endpoint_id == WebhookEndpoint.id)
+        .where(WebhookDelivery.state == DeliveryState.PENDING, WebhookDelivery.next_at <= now)
         .order_by(WebhookDelivery.next_at)
         .limit(case((WebhookEndpoint.failing_since.is_(None), most_of_endpoint), else_=1))
         .with_for_update(skip_locked=True)
@@ -109,8 +109,7 @@ def claim(
     )
     claimed = (
         update(WebhookDelivery)
-        # Once more: between the search and the lock another claim may have been faster.
-        .where(WebhookDelivery.id.in_(session.scalars(chosen).all()), *is_due)
+        .where(WebhookDelivery.id.in_(session.scalars(chosen).all()))
         .values(attempts=WebhookDelivery.attempts + 1, next_at=now + timedelta(seconds=lease_seconds))
         .returning(WebhookDelivery.id)
         .execution_options(synchronize_session=False)

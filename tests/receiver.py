@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,13 +29,14 @@ class Receiver:
     received: list[Received] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
     location: str | None = None
+    body: bytes = b""
 
     def of(self, path: str) -> list[Received]:
         return [each for each in self.received if each.path == path]
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[Receiver]:
+    def start(cls, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         receiver = cls()
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,6 +50,8 @@ class Receiver:
                 if receiver.location is not None:
                     self.send_header("Location", receiver.location)
                 self.end_headers()
+                with suppress(ConnectionError):  # nobody need read it to the end
+                    self.wfile.write(receiver.body)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name in the base class
                 pass
@@ -57,7 +61,9 @@ class Receiver:
             daemon_threads = True
 
         server = Server(("127.0.0.1", 0), Handler)
-        receiver.url = f"http://127.0.0.1:{server.server_address[1]}"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -8,13 +8,17 @@ import hashlib
 import hmac
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -248,6 +252,32 @@ def test_two_deliverers_send_each_event_once(
     assert len(sent) == len(set(sent)) == 24
 
 
+def test_many_who_claim_at_once_claim_each_delivery_once_and_wait_for_nobody(
+    database: Database, customer_id: UUID
+) -> None:
+    for path in range(5):
+        endpoint(database, customer_id, f"https://example.com/{path}")
+    for number in range(20):
+        emit(database, customer_id, number)
+
+    def claim(_: int) -> list[UUID]:
+        found: list[UUID] = []
+        while True:
+            with database.system() as session:
+                claimed = webhook_deliveries.claim(session, 3, lease_seconds=60, most_of_endpoint=2)
+            if not claimed:
+                return found
+            found += [sending.delivery_id for sending in claimed]
+
+    with database.system() as session:
+        held = webhook_deliveries.claim(session, 1, lease_seconds=60, most_of_endpoint=1)
+        with ThreadPoolExecutor(4) as threads:
+            found = [each for of_one in threads.map(claim, range(4)) for each in of_one]
+    found += [sending.delivery_id for sending in held]
+    assert len(found) == len(set(found))
+    assert len(found) + len(claim(0)) == 100
+
+
 def test_a_slow_endpoint_does_not_hold_up_others(
     settings: Settings, database: Database, customer_id: UUID, receiver: Receiver
 ) -> None:
@@ -358,6 +388,40 @@ def test_the_connection_goes_to_the_judged_address_and_host_stays_the_name(
     deliver(settings, database, outside)
     (request,) = receiver.received
     assert request.headers["Host"] == f"hooks.test:{receiver.url.rsplit(':', 1)[1]}"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_asks_for_the_name_and_believes_no_other(
+    settings: Settings, database: Database, customer_id: UUID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=hooks.test", "-addext", "subjectAltName=DNS:hooks.test"]
+    subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    asked: list[str | None] = []
+    tls.sni_callback = lambda _socket, name, _context: asked.append(name)
+    outside = Outside(LOOPBACK.networks, resolve=lambda _: ["127.0.0.1"])
+    with Receiver.start(tls) as receiver:
+        for name, state in (("hooks.test", DeliveryState.DELIVERED), ("other.test", DeliveryState.PENDING)):
+            there = endpoint(database, customer_id, receiver.url.replace("127.0.0.1", name))
+            emit(database, customer_id)
+            deliver(settings, database, outside)
+            (delivery, *_) = shown(database, customer_id, there)
+            assert (delivery.state, asked[-1]) == (state, name)
+    assert "certificate verify failed" in str(delivery.last_error)
+
+
+def test_of_a_large_answer_little_is_read(
+    settings: Settings, database: Database, customer_id: UUID, receiver: Receiver
+) -> None:
+    receiver.body = bytes(50_000_000)
+    made = endpoint(database, customer_id, receiver.url)
+    emit(database, customer_id)
+    deliver(settings, database, webhook_timeout_seconds=2)
+    assert [delivery.state for delivery in shown(database, customer_id, made)] == [DeliveryState.DELIVERED]
 
 
 def test_a_proxy_of_the_environment_is_not_asked(
