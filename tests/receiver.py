@@ -22,14 +22,13 @@ class Received:
 @dataclass
 class Receiver:
     """`answers` are given one after the other, the last one again and again; a path that begins with /slow waits for
-    `go_on`."""
+    `go_on`, one that begins with /endless is answered without an end."""
 
     url: str = ""
     answers: list[int] = field(default_factory=lambda: [200])
     received: list[Received] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
     location: str | None = None
-    body: bytes = b""
 
     def of(self, path: str) -> list[Received]:
         return [each for each in self.received if each.path == path]
@@ -50,8 +49,9 @@ class Receiver:
                 if receiver.location is not None:
                     self.send_header("Location", receiver.location)
                 self.end_headers()
-                with suppress(ConnectionError):  # nobody need read it to the end
-                    self.wfile.write(receiver.body)
+                with suppress(ConnectionError):
+                    while self.path.startswith("/endless"):
+                        self.wfile.write(bytes(1 << 16))
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name in the base class
                 pass
