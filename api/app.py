@@ -36,6 +36,8 @@ from api.routes import (
     prompt_sets,
     tuning_jobs,
     uploads,
+    webhook_deliveries,
+    webhook_endpoints,
 )
 from bpt_store import logs
 from bpt_store.db import Database
@@ -46,6 +48,7 @@ from bpt_store.settings import Role, Settings, load_settings
 API_ROUTES = (
     *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
     *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions),
+    *(webhook_endpoints, webhook_deliveries),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20

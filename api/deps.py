@@ -80,17 +80,27 @@ def actor(identity: Identity) -> Actor:
     return Actor(identity.key_id, logs.request_id.get())
 
 
-def customer_session(scope: Scope) -> Callable[..., Iterator[Session]]:
-    """A dependency: one transaction for the caller's customer, committed before the reply leaves."""
+def customer_session(scope: Scope, *, shows_secret: bool = False) -> Callable[..., Iterator[Session]]:
+    """A dependency: one transaction for the caller's customer, committed before the reply leaves.
+
+    A reply that `shows_secret` is given again to the same API key only.
+    """
 
     def open_session(
-        services: ServicesDep, identity: Annotated[Identity, Depends(require(scope))], once: OnceDep
+        services: ServicesDep,
+        identity: Annotated[Identity, Depends(require(scope))],
+        credentials: CredentialsDep,
+        once: OnceDep,
     ) -> Iterator[Session]:
         customer_id = customer_of(identity)
         with services.database.customer(customer_id) as session:
             audit.act_as(session, actor(identity))
             if once is not None:
-                once.begin(session, Sender.customer(customer_id))
+                sender = Sender.customer(customer_id)
+                if shows_secret:
+                    assert credentials is not None
+                    sender = Sender.customer_for_a_secret(customer_id, identity.key_id, credentials.credentials)
+                once.begin(session, sender)
             yield session
         ring(services, session)
 
@@ -132,6 +142,11 @@ AuditReadSession = Annotated[Session, Depends(customer_session(Scope.AUDIT_READ)
 PredictSession = Annotated[Session, Depends(customer_session(Scope.PREDICT), scope="function")]
 PromptsReadSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_READ), scope="function")]
 PromptsWriteSession = Annotated[Session, Depends(customer_session(Scope.PROMPTS_WRITE), scope="function")]
+WebhooksReadSession = Annotated[Session, Depends(customer_session(Scope.WEBHOOKS_READ), scope="function")]
+WebhooksWriteSession = Annotated[Session, Depends(customer_session(Scope.WEBHOOKS_WRITE), scope="function")]
+WebhookSecretSession = Annotated[
+    Session, Depends(customer_session(Scope.WEBHOOKS_WRITE, shows_secret=True), scope="function")
+]
 
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 After = Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")]

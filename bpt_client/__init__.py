@@ -20,6 +20,7 @@ from bpt_client.errors import (
     Unavailable,
     UnexpectedAnswer,
     WaitedTooLong,
+    WebhookInvalid,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "WaitedTooLong",
+    "WebhookInvalid",
 ]

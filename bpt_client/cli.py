@@ -19,6 +19,7 @@ from bpt_client.commands import (
     predictions,
     prompt_sets,
     server,
+    webhooks,
 )
 from bpt_client.commands.connection import Connection
 from bpt_client.errors import BptError
@@ -44,6 +45,7 @@ app.command()(predictions.predict)
 app.add_typer(prompt_sets.app, name="prompt-sets")
 app.command()(batch_predictions.predict_batch)
 app.add_typer(batch_predictions.app, name="batch-predictions")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 @app.callback()

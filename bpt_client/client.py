@@ -28,6 +28,7 @@ from bpt_client.models import ApiKey, AuditEntry, Backbone, Customer, Method, Pr
 from bpt_client.prompt_sets import PromptSets
 from bpt_client.transport import Transport, decode, segment
 from bpt_client.tuning_jobs import TuningJobs
+from bpt_client.webhooks import Webhooks
 
 Image = str | Path | tuple[str, bytes]
 """A file's path, or (name, content)."""
@@ -48,6 +49,7 @@ class Client:
         self.tuning_jobs = TuningJobs(self._transport)
         self.prompt_sets = PromptSets(self._transport)
         self.batch_predictions = BatchPredictions(self._transport)
+        self.webhooks = Webhooks(self._transport)
 
     def __enter__(self) -> Self:
         return self

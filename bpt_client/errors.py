@@ -5,6 +5,7 @@ BptError                     everything this package raises on purpose
 ├── ConnectionFailed         no answer, or half of one: the service may or may not have done what it was asked
 ├── UnexpectedAnswer         an answer this client cannot read; is it the service at all?
 ├── TransferCorrupt          bytes that arrived do not have the announced SHA-256
+├── WebhookInvalid           what came is no webhook of the service's, or an old one
 ├── WaitedTooLong            it goes on, but the caller's patience is over
 ├── DatasetFailed            the dataset, or its version, waited for was refused: see `.dataset`
 ├── TuningFailed             the job waited for failed or was cancelled: see `.job`
@@ -38,6 +39,10 @@ class InputError(BptError):
 
 
 class ConnectionFailed(BptError):
+    pass
+
+
+class WebhookInvalid(BptError):
     pass
 
 

@@ -18,12 +18,13 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from bpt_store import audit, gates, ids
+from bpt_store import audit, gates, ids, webhook_events
 from bpt_store.audit import Action
 from bpt_store.errors import Conflict, Invalid, LimitReached, NotFound
 from bpt_store.models import AliasMove, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.paging import page
 from bpt_store.prompt_sets import LATEST, NAME_PATTERN, lock
+from bpt_store.webhook_events import EventType
 
 MOST_ALIASES = 100  # of one prompt set: whoever shows it shows all of them
 
@@ -309,4 +310,7 @@ def _record(
     action = Action.ALIAS_REMOVED if to_version is None else Action.ALIAS_MOVED
     resource = ids.public(ids.PROMPT_SET, prompt_set.id)
     audit.record(session, action, resource, before={"version": from_version}, after={"version": to_version})
+    told = {"id": resource, "name": prompt_set.name, "alias": alias}
+    move = {"from": from_version, "to": to_version}
+    webhook_events.emit(session, prompt_set.customer_id, EventType.ALIAS_MOVED, {**told, **move})
     return moved

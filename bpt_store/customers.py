@@ -37,6 +37,8 @@ class Scope(StrEnum):
     PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
     AUDIT_READ = "audit:read"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
     ADMIN = "admin"
 
 

@@ -15,9 +15,10 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, undefer
 
-from bpt_store import ids, jobs, quotas
+from bpt_store import ids, jobs, quotas, webhook_events
 from bpt_store.errors import Conflict, NotFound
 from bpt_store.models import TERMINAL_STATES, Dataset, DatasetState, DatasetVersion, Gate, Job, JobKind, PromptSet
+from bpt_store.webhook_events import EventType
 
 UNLABELLED = "unlabelled"  # images to predict, without classes; all in the split test
 
@@ -220,6 +221,8 @@ def become_ready(
     made.report = report
     dataset.latest = number
     session.flush()
+    told = {"id": ids.public(ids.DATASET, dataset_id), "version": number, "state": made.state}
+    webhook_events.emit(session, dataset.customer_id, EventType.DATASET_READY, told)
     return made
 
 

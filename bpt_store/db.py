@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, TypeVar
@@ -17,7 +18,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from bpt_store.errors import StoreError
 from bpt_store.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -31,6 +35,7 @@ CONNECT: dict[str, Any] = {
 # Who freezes in the middle of a transaction keeps its locks for a minute only.
 _NOT_FOR_EVER = {"options": "-c idle_in_transaction_session_timeout=60000"}
 _PATIENCE_SECONDS = 5
+_TELL = "tell of a refusal"
 _ANSWER_SECONDS = 10.0  # nothing here asks for more than milliseconds of work
 
 
@@ -44,6 +49,11 @@ def _limit_to_customer(session: Session, _transaction: SessionTransaction, conne
         text("SELECT set_config('app.customer_id', :customer_id, true)"),
         {"customer_id": str(session.info["customer_id"])},
     )
+
+
+def tell_of_refusal(session: Session, action: Callable[[Session], None]) -> None:
+    """Do `action` in a transaction of its own, if a StoreError ends this one: what it writes would be rolled back."""
+    session.info.setdefault(_TELL, []).append(action)
 
 
 class Database:
@@ -61,14 +71,29 @@ class Database:
     @contextmanager
     def customer(self, customer_id: UUID) -> Iterator[Session]:
         """One transaction on behalf of one customer."""
-        with self._customer_sessions(info={"customer_id": customer_id}) as session, session.begin():
-            yield session
+        session = self._customer_sessions(info={"customer_id": customer_id})
+        try:
+            with session, session.begin():
+                yield session
+        except StoreError:
+            self._tell(customer_id, session.info.get(_TELL, ()))
+            raise
 
     @contextmanager
     def system(self) -> Iterator[Session]:
         """One transaction that sees every customer: key lookup, claim, sweep, administration."""
         with self._system_sessions() as session, session.begin():
             yield session
+
+    def _tell(self, customer_id: UUID, actions: Sequence[Callable[[Session], None]]) -> None:
+        if not actions:
+            return
+        try:
+            with self.customer(customer_id) as session:
+                for action in actions:
+                    action(session)
+        except DBAPIError as error:  # the refusal is what counts
+            logger.warning("a refusal was not told of", extra={"reason": str(error)})
 
     def close(self) -> None:
         self._customer_engine.dispose()

@@ -4,10 +4,11 @@ A request that is under way holds an advisory lock on (owner, key), which ends w
 killed blocks nobody. What was answered is kept in the transaction that did the work, so that both are there or neither.
 The key itself is not kept, only its SHA-256.
 
-What an administrator is told may show a secret that is shown once. It is kept sealed with the secret of the
-administrator's own key, which the database does not hold and every request brings along: who reads the table reads no
-secret, and still the answer can be given again. A seal made of the idempotency key would be as weak as the names that
-senders choose. What customers are told shows no secrets, and any key of theirs may ask again.
+An answer may show a secret that is shown once: what administrators are told, and customers of their webhooks. It is
+kept sealed with the secret of the sender's own API key, which the database does not hold and every request brings
+along: who reads the table reads no secret, and still the answer can be given again. A seal made of the idempotency key
+would be as weak as the names that senders choose. What else customers are told shows no secrets, and any key of theirs
+may ask again.
 """
 
 from __future__ import annotations
@@ -30,15 +31,24 @@ _SALT_BYTES = 16
 
 @dataclass(frozen=True)
 class Sender:
-    """Whose keys are one name space: a customer, or a single key of an administrator's with its secret, which seals."""
+    """Whose keys are one name space: a customer, or a single key of an administrator's.
+
+    With a `secret`, which seals, nobody but the API key that it belongs to is given the answer again.
+    """
 
     owner_id: UUID
     customer_id: UUID | None
     secret: str | None = field(default=None, repr=False)
+    api_key_id: UUID | None = None
 
     @classmethod
     def customer(cls, customer_id: UUID) -> Sender:
         return cls(customer_id, customer_id)
+
+    @classmethod
+    def customer_for_a_secret(cls, customer_id: UUID, key_id: UUID, token: str) -> Sender:
+        """Where the answer is to show a secret."""
+        return cls(customer_id, customer_id, token.split("_", 2)[2], key_id)
 
     @classmethod
     def administrator(cls, key_id: UUID, token: str) -> Sender:
@@ -87,7 +97,7 @@ def find(session: Session, sender: Sender, key: str) -> IdempotencyRecord | None
 
 def reply_of(record: IdempotencyRecord, sender: Sender, key: str, request_sha256: bytes) -> Reply:
     """The answer as it was first given. Invalid `idempotency_key_reused` where another request is asked about."""
-    if record.request_sha256 != request_sha256:
+    if record.request_sha256 != _asked(sender, request_sha256):
         raise Invalid("this Idempotency-Key was used for another request", code="idempotency_key_reused")
     body = record.body if record.salt is None else _sealed(record.body, sender, key, record.salt)
     return Reply(record.status, body, record.location)
@@ -98,7 +108,7 @@ def keep(session: Session, sender: Sender, key: str, request_sha256: bytes, repl
     salt = None if sender.secret is None else secrets.token_bytes(_SALT_BYTES)
     values = {
         "customer_id": sender.customer_id,
-        "request_sha256": request_sha256,
+        "request_sha256": _asked(sender, request_sha256),
         "status": reply.status,
         "location": reply.location,
         "body": reply.body if salt is None else _sealed(reply.body, sender, key, salt),
@@ -128,6 +138,13 @@ def forget_expired(session: Session) -> int:
         .execution_options(synchronize_session=False)
     )
     return len(gone.all())
+
+
+def _asked(sender: Sender, request_sha256: bytes) -> bytes:
+    """The same from another API key is another request, where the answer is for one of them alone."""
+    if sender.api_key_id is None:
+        return request_sha256
+    return hashlib.sha256(request_sha256 + sender.api_key_id.bytes).digest()
 
 
 def _sealed(body: bytes, sender: Sender, key: str, salt: bytes) -> bytes:

@@ -7,7 +7,7 @@ from uuid import UUID
 from bpt_store.errors import NotFound
 
 CUSTOMER, KEY, DATASET, UPLOAD, JOB, PROMPT_SET = "cus", "key", "ds", "upl", "job", "ps"
-AUDIT, EVALUATION = "aud", "ev"
+AUDIT, EVALUATION, WEBHOOK, EVENT, DELIVERY = "aud", "ev", "whk", "evt", "dlv"
 
 
 def public(prefix: str, identifier: UUID) -> str:

@@ -38,7 +38,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
-from bpt_store import ids, scheduling
+from bpt_store import ids, scheduling, webhook_events
 from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.models import (
     HELD_STATES,
@@ -54,6 +54,18 @@ from bpt_store.models import (
     JobState,
 )
 from bpt_store.scheduling import Priority
+from bpt_store.webhook_events import EventType
+
+# What customers are told of by webhooks. The end of an ingest is told of as that of its dataset's version.
+_TOLD = {
+    (JobKind.TUNE, JobState.SUCCEEDED): EventType.TUNING_JOB_SUCCEEDED,
+    (JobKind.TUNE, JobState.FAILED): EventType.TUNING_JOB_FAILED,
+    (JobKind.TUNE, JobState.CANCELLED): EventType.TUNING_JOB_CANCELLED,
+    (JobKind.TUNE, JobState.PAUSED): EventType.TUNING_JOB_PAUSED,
+    (JobKind.BATCH_PREDICT, JobState.SUCCEEDED): EventType.BATCH_PREDICTION_SUCCEEDED,
+    (JobKind.BATCH_PREDICT, JobState.FAILED): EventType.BATCH_PREDICTION_FAILED,
+    (JobKind.BATCH_PREDICT, JobState.CANCELLED): EventType.BATCH_PREDICTION_CANCELLED,
+}
 
 
 @dataclass(frozen=True)
@@ -430,6 +442,9 @@ def _append(session: Session, job: Job, event: str, data: Mapping[str, Any]) -> 
 def _move(session: Session, job: Job, state: JobState, **facts: Any) -> None:
     job.state = state
     _append(session, job, "state", {"state": state, **facts})
+    told = _TOLD.get((job.kind, state))
+    if told is not None:
+        webhook_events.emit(session, job.customer_id, told, {"id": ids.public(ids.JOB, job.id), "state": state})
 
 
 def _end(session: Session, job: Job, state: JobState, error: Mapping[str, Any] | None = None) -> None:
@@ -460,6 +475,8 @@ def _fail_version(session: Session, job: Job) -> None:
         doom(session, job.customer_id, part["key"])
     version.state, version.source = DatasetState.FAILED, None
     version.error = job.error or {"code": "cancelled", "detail": "the ingest was cancelled"}
+    told = {"id": ids.public(ids.DATASET, version.dataset_id), "version": version.number, "state": version.state}
+    webhook_events.emit(session, job.customer_id, EventType.DATASET_FAILED, told)
     dataset = session.get_one(Dataset, version.dataset_id)
     if dataset.state is DatasetState.VALIDATING:
         dataset.state = DatasetState.FAILED

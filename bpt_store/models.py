@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 NOW = text("now()")
 EMPTY_OBJECT = text("'{}'::jsonb")
@@ -90,6 +90,14 @@ class JobState(StrEnum):
     def is_held(self) -> bool:
         """A worker holds, or should hold, a lease on the job."""
         return self in (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
+
+
+class DeliveryState(StrEnum):
+    """Of what a webhook endpoint is told: `dead` when it was tried as often as it ever is."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
 
 
 HELD_STATES = tuple(state for state in JobState if state.is_held)
@@ -547,6 +555,86 @@ class IdempotencyRecord(Base):
     salt: Mapped[bytes | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     expires_at: Mapped[datetime]
+
+
+class WebhookEndpoint(Base):
+    """Where a customer wishes to be told of `events` (none: of all); see webhooks.py.
+
+    What is sent is signed with `secret`, and with `old_secret` too until its time is over. `failing_since` is when the
+    first of the attempts failed of which none has succeeded.
+    """
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (UniqueConstraint("customer_id", "id"),)
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    url: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    events: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    secret: Mapped[str]
+    old_secret: Mapped[str | None]
+    old_secret_until: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class WebhookEvent(Base):
+    """Something that happened, written in the transaction in which it did. Of each `once` there is one at most."""
+
+    __tablename__ = "webhook_events"
+    __table_args__ = (
+        UniqueConstraint("customer_id", "id"),
+        UniqueConstraint("customer_id", "once"),
+        Index("webhook_events_age", "created_at"),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    once: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class WebhookDelivery(Base):
+    """An event on its way to an endpoint; see webhook_deliveries.py.
+
+    `attempts` counts claims. While `pending`, `next_at` is when it is tried next: an attempt that is under way, and may
+    have died, counts as failed by then.
+    """
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("customer_id", "id"),
+        UniqueConstraint("event_id", "endpoint_id"),
+        ForeignKeyConstraint(
+            ["customer_id", "endpoint_id"],
+            ["webhook_endpoints.customer_id", "webhook_endpoints.id"],
+            ondelete="CASCADE",
+        ),
+        ForeignKeyConstraint(
+            ["customer_id", "event_id"], ["webhook_events.customer_id", "webhook_events.id"], ondelete="CASCADE"
+        ),
+        Index("webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("webhook_deliveries_of_endpoint", "endpoint_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    customer_id: Mapped[UUID] = _customer_id()
+    endpoint_id: Mapped[UUID]
+    event_id: Mapped[UUID]
+    state: Mapped[DeliveryState] = mapped_column(_enum(DeliveryState), server_default=text("'pending'"))
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    next_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    event: Mapped[WebhookEvent] = relationship(lazy="joined", innerjoin=True, viewonly=True)
 
 
 class DoomedObject(Base):

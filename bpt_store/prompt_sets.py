@@ -18,8 +18,10 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
+from bpt_store import ids, webhook_events
 from bpt_store.errors import Conflict, Damaged, NotFound
 from bpt_store.models import TERMINAL_STATES, Job, JobKind, PromptSet, PromptSetAlias, PromptSetVersion
+from bpt_store.webhook_events import EventType
 
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 LATEST = "latest"
@@ -164,6 +166,8 @@ def publish(
     )
     session.add(version)
     session.flush()
+    told = {"id": ids.public(ids.PROMPT_SET, prompt_set_id), "name": prompt_set.name, "version": version.version}
+    webhook_events.emit(session, prompt_set.customer_id, EventType.VERSION_PUBLISHED, told)
     return version
 
 

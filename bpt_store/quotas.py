@@ -10,9 +10,12 @@ from uuid import UUID
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from bpt_store import webhook_events
+from bpt_store.db import tell_of_refusal
 from bpt_store.errors import LimitReached
 from bpt_store.models import Customer, Dataset, DatasetState, DatasetVersion, Upload, UploadPart
 from bpt_store.settings import Settings
+from bpt_store.webhook_events import EventType
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def check(
     ):
         if more and used + more > most:
             detail = f"{used:,} of {most:,} {noun} are in use; {more:,} more are too many"
+            _tell(session, customer_id, noun)
             raise LimitReached(detail, code="quota_exceeded")
 
 
@@ -91,3 +95,10 @@ def _own(session: Session, customer_id: UUID, limits: Limits) -> Limits:
     own = session.execute(select(*columns).where(Customer.id == customer_id)).one_or_none() or (None, None, None)
     given = (limits.datasets, limits.images, limits.stored_bytes)
     return Limits(*(default if mine is None else mine for mine, default in zip(own, given, strict=True)))
+
+
+def _tell(session: Session, customer_id: UUID, noun: str) -> None:
+    def emit(session: Session) -> None:
+        webhook_events.emit_once_a_day(session, customer_id, EventType.QUOTA_REACHED, {"quota": noun})
+
+    tell_of_refusal(session, emit)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from enum import StrEnum
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -146,6 +147,31 @@ class Settings(BaseSettings):
     decode_cpu_seconds: float = Field(20, gt=0, description="CPU time limit of decoding one image in an ingest")
     decode_memory_bytes: int = Field(1 << 30, gt=0, description="address-space limit of a process that decodes images")
     events_poll_seconds: float = Field(0.5, gt=0, description="how often a live event stream looks for news")
+
+    webhook_insecure: bool = Field(False, description="webhooks may go to http:// as well: for development only")
+    webhook_allowed_networks: str = Field(
+        "",
+        description="networks that webhooks may go to although they are not public, such as `10.1.0.0/16`, separated "
+        "by blanks",
+    )
+    webhook_timeout_seconds: float = Field(15, gt=0, description="a webhook not answered in so long has failed")
+    webhook_retry_seconds: str = Field(
+        "5 300 1800 7200 18000 36000 50400 72000 86400",
+        pattern=r"^\d+(\.\d+)?( \d+(\.\d+)?)*$",
+        description="pauses before a webhook that failed is tried again, one after the other; then it is given up",
+    )
+    webhook_failing_days: float = Field(
+        5, gt=0, description="a webhook endpoint for which all has failed for so long is disabled"
+    )
+    webhook_days: float = Field(30, gt=0, description="so long webhook events are kept, to be looked at and replayed")
+    webhook_poll_seconds: float = Field(1, gt=0, description="how often is looked for webhooks to deliver")
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for network in value.split():
+            ip_network(network)
+        return value
 
 
 @lru_cache

@@ -80,6 +80,7 @@ class Up:
             "worker-tune": worker_command("tune"),
             "worker-batch": worker_command("batch_predict"),
             "sweep": ["worker.sweep"],
+            "webhooks": ["worker.webhooks"],
         }
 
     def _start(self, name: str, environment: dict[str, str]) -> None:

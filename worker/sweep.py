@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import idempotency, jobs, logs, scheduling, uploads
+from bpt_store import idempotency, jobs, logs, scheduling, uploads, webhook_events
 from bpt_store.backup_files import LOCK as BACKUP_LOCK
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
@@ -23,8 +23,8 @@ DOOMED_PER_ROUND = 100
 
 
 def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
-    """Requeue what lost its lease, forget uploads nobody finishes, answers of long ago and checkpoints of jobs nobody
-    tries again, ring for what waits, delete doomed objects.
+    """Requeue what lost its lease, forget uploads nobody finishes, answers and webhook events of long ago and
+    checkpoints of jobs nobody tries again, ring for what waits, delete doomed objects.
     """
     settings = worker.settings
     with worker.database.system() as session:
@@ -35,6 +35,7 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
         )
         forgotten = uploads.forget_expired(session)
         idempotency.forget_expired(session)
+        webhook_events.forget_old(session, settings.webhook_days)
         given_up = jobs.give_up_checkpoints(session, settings.failed_checkpoint_hours)
         waiting = scheduling.kinds_waiting(session, settings.ring_after_seconds)
     if requeued or forgotten or given_up:

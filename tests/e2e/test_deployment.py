@@ -49,6 +49,7 @@ VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?:(?P<operator>:-|:\?)(?P<word>[^
 INTERNAL_ROUTES = {"/metrics"}
 HEALTH_ROUTES = {"/healthz", "/readyz", "/metrics"}
 STOP_SECONDS = 10
+QUIET = {"sweep", "webhooks"}  # they listen to nothing that could be asked
 
 live = pytest.mark.slow  # these start the services
 
@@ -199,8 +200,8 @@ def test_whatever_runs_for_long_is_started_again_and_can_be_asked_how_it_is() ->
     long_running = set(SERVICES) - {"migrate"}
     assert {name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"} == long_running
     assert SERVICES["migrate"]["restart"] == "no"
-    # sweep listens to nothing; the file says why its process's life is enough.
-    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == long_running - {"sweep"}
+    # The file says why their processes' life is enough.
+    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == long_running - QUIET
 
 
 def test_nothing_of_ours_starts_before_the_migration_has_ended_well() -> None:
@@ -232,7 +233,7 @@ def test_each_volume_is_used_and_belongs_to_the_user_of_the_image() -> None:
     assert {mount[1] for name in OURS for mount in mounts[name]} == set(made[1].split())
     assert interpolate(settings_of("api")["BPT_OBJECTS_URL"], {}) == "file:///objects"
     needs_objects = {name for name, of_service in mounts.items() if ["objects", "/objects"] in of_service}
-    assert needs_objects == OURS - {"migrate"}
+    assert needs_objects == OURS - {"migrate", "webhooks"}
 
 
 def test_the_docs_take_the_gpu_from_every_service_that_reserves_one_and_mention_each_service_and_volume() -> None:
@@ -430,8 +431,8 @@ class Running:
                 return self.get(name, "/readyz").status_code == 200
             except httpx.TransportError:
                 return False
-        # sweep says nothing while there is nothing to mend.
-        return name == "sweep" or " ready" in self.log(name)
+        # These say nothing while nothing is wrong.
+        return name in QUIET or " ready" in self.log(name)
 
     def _local(self, url: str) -> str:
         given = make_url(url)
@@ -479,9 +480,11 @@ def running(embedded: EmbeddedServices, wheel: Path, tmp_path_factory: pytest.Te
 
 @live
 def test_every_service_gets_ready_by_its_own_command_after_the_migration_and_stays(running: Running) -> None:
-    assert set(running.processes) == {"api", "predict", "worker-tune", "worker-ingest", "worker-batch", "sweep"}
+    workers = {"worker-tune", "worker-ingest", "worker-batch"}
+    assert set(running.processes) == {"api", "predict", *workers, *QUIET}
     assert {name for name, process in running.processes.items() if process.poll() is None} == set(running.processes)
-    assert running.log("sweep") == "", "it only speaks up when something is wrong or had to be mended"
+    for name in QUIET:
+        assert running.log(name) == "", "it only speaks up when something is wrong or had to be mended"
 
 
 @live

@@ -38,6 +38,7 @@ from bpt_store import (
     resuming,
     scheduling,
     uploads,
+    webhooks,
 )
 from bpt_store.audit import Actor
 from bpt_store.backup_files import LOCK, OBJECTS, BackupError, Manifest, Place
@@ -106,6 +107,8 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
         session.add(Evaluation(customer_id=customer_id, version=1, metrics={"top1": 0.5}, job_id=uuid4(), **on))
         sender, reply = idempotency.Sender.customer(customer_id), idempotency.Reply(201, b"{}", None)
         idempotency.keep(session, sender, "key", bytes(32), reply, 24)
+        endpoint = webhooks.create(session, customer_id, "https://example.com/hook", description="ü\t")
+        webhooks.test(session, endpoint.id)
     tuning = _claimed(database, customer_id, JobKind.TUNE, dataset)
     checkpoint = put(f"jobs/{tuning.id.hex}/1/checkpoint-1.safetensors")
     tuned = _claimed(database, customer_id, JobKind.TUNE, dataset)
@@ -388,6 +391,7 @@ def test_every_column_that_may_hold_keys_is_looked_into_or_known_to_hold_none() 
         "gates": {"aliases"},
         "evaluations": {"metrics"},
         "audit_log": {"before", "after"},
+        "webhook_events": {"data"},
         "doomed_objects": {"key"},  # what is to be deleted
     }
     looked_into = {*references.HOLDING, *((table, "key") for table in references.ROWS)}

@@ -61,12 +61,13 @@ def _scopes(session: Session, key_id: UUID) -> set[str]:
     return set(session.scalars(text("SELECT unnest(scopes) FROM api_keys WHERE id = :id"), {"id": key_id}))
 
 
-def test_keys_with_all_scopes_of_a_customer_get_the_one_for_aliases_and_no_others_do(
+def test_keys_with_all_scopes_of_a_customer_get_those_that_came_later_and_no_others_do(
     settings: Settings, database: Database
 ) -> None:
     assert settings.owner_database_url is not None
     config = alembic_config(settings.owner_database_url.get_secret_value())
-    before = [scope for scope in CUSTOMER_SCOPES if scope not in (Scope.PROMPTS_WRITE, Scope.AUDIT_READ)]
+    later = (Scope.PROMPTS_WRITE, Scope.WEBHOOKS_READ, Scope.WEBHOOKS_WRITE, Scope.AUDIT_READ)
+    before = [scope for scope in CUSTOMER_SCOPES if scope not in later]
     command.downgrade(config, "0001")
     with database.system() as session:
         customer_id = _old_customer(session, "acme")

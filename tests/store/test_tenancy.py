@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads
+from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads, webhooks
 from bpt_store.audit import Actor
 from bpt_store.customers import Scope
 from bpt_store.db import Database
@@ -55,6 +55,7 @@ def fill(database: Database) -> Callable[[str], UUID]:
             session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
             jobs.doom(session, customer_id, "key")
             idempotency.keep(session, Sender.customer(customer_id), "key", b"request", Reply(201, b"{}"), 24)
+            webhooks.test(session, webhooks.create(session, customer_id, "https://example.com/hook").id)
         return customer_id
 
     return make

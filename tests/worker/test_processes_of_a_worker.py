@@ -24,6 +24,7 @@ def environment_with(settings: Settings) -> dict[str, str]:
     [
         ("worker.tasks", ["torch"]),
         ("worker.sweep", ["torch"]),
+        ("worker.webhooks", ["torch", "fastapi"]),
         ("worker.packer", ["torch", "sqlalchemy"]),
         ("worker.trainer", ["sqlalchemy", "celery"]),
         ("worker.predictor", ["sqlalchemy", "celery"]),

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import redis
 from sqlalchemy import text
 
-from bpt_store import idempotency, jobs
+from bpt_store import idempotency, jobs, webhook_events, webhooks
 from bpt_store.db import Database
 from bpt_store.idempotency import Reply, Sender
 from bpt_store.models import JobKind
@@ -59,3 +59,21 @@ def test_a_job_whose_worker_fell_silent_waits_again_and_is_rung_for(
 
 def as_redis(settings: Settings) -> str:
     return settings.redis_url.get_secret_value().replace("redis+socket", "unix")
+
+
+def test_webhook_events_are_forgotten_when_their_time_is_over(
+    settings: Settings, database: Database, customer_id: UUID
+) -> None:
+    with database.customer(customer_id) as session:
+        webhooks.create(session, customer_id, "https://example.com")
+        for _ in range(2):
+            webhook_events.emit(session, customer_id, webhook_events.EventType.DATASET_READY, {})
+        first = "SELECT id FROM webhook_events ORDER BY id LIMIT 1"
+        old = f"UPDATE webhook_events SET created_at = now() - interval '8 days' WHERE id = ({first})"
+        session.execute(text(old))
+    worker = Worker.create(settings.model_copy(update={"webhook_days": 7}))
+    with celery_app(settings) as app:
+        sweep_once(worker, Doorbell(app))
+    worker.database.close()
+    with database.customer(customer_id) as session:
+        assert session.scalar(text("SELECT count(*) FROM webhook_deliveries")) == 1
