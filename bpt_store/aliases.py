@@ -309,7 +309,9 @@ def _record(
     session.flush()
     action = Action.ALIAS_REMOVED if to_version is None else Action.ALIAS_MOVED
     resource = ids.public(ids.PROMPT_SET, prompt_set.id)
-    audit.record(session, action, resource, before={"version": from_version}, after={"version": to_version})
+    overridden = {"gate_overridden": True} if by.override_reason is not None else {}
+    after = {"version": to_version, **overridden}
+    audit.record(session, action, resource, before={"version": from_version}, after=after)
     told = {"id": resource, "name": prompt_set.name, "alias": alias}
     move = {"from": from_version, "to": to_version}
     webhook_events.emit(session, prompt_set.customer_id, EventType.ALIAS_MOVED, {**told, **move})

@@ -25,7 +25,8 @@ from api.problems import Problem, responses
 from api.routes.prompt_set_versions import VersionNumber
 from bpt_core.headers import describe
 from bpt_core.tally import METRICS
-from bpt_store import batch_predictions, datasets, gates, ids, models, prompt_sets
+from bpt_store import audit, batch_predictions, datasets, gates, ids, models, prompt_sets
+from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind
 from bpt_store.paging import page
@@ -48,6 +49,9 @@ def set_prompt_set_gate(name: str, body: GateChange, session: PromptsWriteSessio
     if not datasets.images(dataset, body.split):
         raise Problem("dataset_empty", f"the dataset has no images in the split {body.split}", param="split")
     demand = gates.Demand(body.metric, body.floor, body.split, body.aliases)
+    golden = ids.public(ids.DATASET, dataset.dataset_id)
+    after: dict[str, audit.Fact] = {"dataset": golden, "dataset_version": dataset.number, "floor": body.floor}
+    audit.record(session, Action.GATE_SET, ids.public(ids.PROMPT_SET, prompt_set.id), after=after)
     return Gate.of(name, gates.put(session, prompt_set.id, dataset, demand))
 
 
@@ -58,7 +62,9 @@ def get_prompt_set_gate(name: str, session: PromptsReadSession) -> Gate:
 
 @router.delete("/gate", status_code=204, summary="Remove the gate of a prompt set", responses=responses("not_found"))
 def remove_prompt_set_gate(name: str, session: PromptsWriteSession) -> None:
-    gates.remove(session, prompt_sets.get(session, name).id)
+    prompt_set = prompt_sets.get(session, name)
+    gates.remove(session, prompt_set.id)
+    audit.record(session, Action.GATE_REMOVED, ids.public(ids.PROMPT_SET, prompt_set.id))
 
 
 @router.post(
@@ -92,6 +98,7 @@ def create_gate_check(
         custom={"gate": name},
         unfinished_limit=services.settings.queued_jobs_limit,
     )
+    audit.record(session, Action.BATCH_CREATED, ids.public(ids.JOB, job.id))
     ring_after_commit(session, JobKind.BATCH_PREDICT)
     response.headers["Location"] = f"/v1/batch-predictions/{ids.public(ids.JOB, job.id)}"
     session.refresh(job)

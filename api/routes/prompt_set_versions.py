@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api import schemas
 from api.conditions import ASK_AGAIN, NOT_MODIFIED, IfNoneMatch, is_known, unless_known
@@ -13,7 +14,8 @@ from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
-from bpt_store import models, prompt_sets
+from bpt_store import audit, ids, models, prompt_sets
+from bpt_store.audit import Action
 from bpt_store.errors import NotFound
 from bpt_store.models import PromptSetVersion
 from bpt_store.paging import page
@@ -63,6 +65,7 @@ def change_prompt_set_version(
 ) -> schemas.PromptSetVersion:
     row = _version(session, name, version)
     body.label().put_on(row)
+    _record(session, Action.SET_VERSION_CHANGED, row)
     return schemas.PromptSetVersion.of(name, row)
 
 
@@ -74,14 +77,18 @@ def change_prompt_set_version(
 def archive_prompt_set_version(
     name: str, version: VersionNumber, session: PromptsWriteSession
 ) -> schemas.PromptSetVersion:
-    return schemas.PromptSetVersion.of(name, prompt_sets.archive(session, name, version))
+    row = prompt_sets.archive(session, name, version)
+    _record(session, Action.SET_VERSION_ARCHIVED, row)
+    return schemas.PromptSetVersion.of(name, row)
 
 
 @router.post("/{version}/unarchive", summary="Take a version out of the archive", responses=responses("not_found"))
 def unarchive_prompt_set_version(
     name: str, version: VersionNumber, session: PromptsWriteSession
 ) -> schemas.PromptSetVersion:
-    return schemas.PromptSetVersion.of(name, prompt_sets.unarchive(session, name, version))
+    row = prompt_sets.unarchive(session, name, version)
+    _record(session, Action.SET_VERSION_UNARCHIVED, row)
+    return schemas.PromptSetVersion.of(name, row)
 
 
 @router.delete(
@@ -91,7 +98,9 @@ def unarchive_prompt_set_version(
     responses=responses("not_found", "version_in_use", "version_not_archived"),
 )
 def delete_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> None:
+    row = _version(session, name, version)
     prompt_sets.delete_version(session, name, version)
+    _record(session, Action.SET_VERSION_DELETED, row)
 
 
 @router.get(
@@ -119,6 +128,10 @@ def download_artifact(
         media_type="application/octet-stream",
         headers={**headers, "Content-Disposition": f'attachment; filename="{name}-{version}.safetensors"'},
     )
+
+
+def _record(session: Session, action: Action, row: PromptSetVersion) -> None:
+    audit.record(session, action, ids.public(ids.PROMPT_SET, row.prompt_set_id), after={"version": row.version})
 
 
 def _version(session: PromptsReadSession, name: str, number: int) -> models.PromptSetVersion:

@@ -13,7 +13,8 @@ from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, cust
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.prompt_set_schemas import LabelChange, MetadataFilter, PromptSetCreate, wanted
-from bpt_store import aliases, ids, models, prompt_sets
+from bpt_store import aliases, audit, ids, models, prompt_sets
+from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
 from bpt_store.paging import page
 
@@ -33,6 +34,7 @@ def create_prompt_set(
     session: PromptsWriteSession,
 ) -> schemas.PromptSet:
     row = prompt_sets.create(session, customer_of(identity), body.name, body.label())
+    audit.record(session, Action.SET_CREATED, ids.public(ids.PROMPT_SET, row.id))
     response.headers["Location"] = f"/v1/prompt-sets/{row.name}"
     return schemas.PromptSet.of(row, None, {})
 
@@ -59,6 +61,7 @@ def get_prompt_set(name: str, session: PromptsReadSession) -> schemas.PromptSet:
 def change_prompt_set(name: str, body: LabelChange, session: PromptsWriteSession) -> schemas.PromptSet:
     row = prompt_sets.get(session, name)
     body.label().put_on(row)
+    audit.record(session, Action.SET_CHANGED, ids.public(ids.PROMPT_SET, row.id))
     return _shown(session, row)
 
 
@@ -69,7 +72,9 @@ def change_prompt_set(name: str, body: LabelChange, session: PromptsWriteSession
     responses=responses("not_found", "prompt_set_in_use"),
 )
 def delete_prompt_set(name: str, session: PromptsWriteSession) -> None:
+    row = prompt_sets.get(session, name)
     prompt_sets.delete(session, name)
+    audit.record(session, Action.SET_DELETED, ids.public(ids.PROMPT_SET, row.id))
 
 
 def _shown(session: Session, row: models.PromptSet) -> schemas.PromptSet:

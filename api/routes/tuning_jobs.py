@@ -171,6 +171,7 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
 )
 def delete_tuning_job(job_id: str, session: JobsWriteSession) -> None:
     jobs.delete(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
+    audit.record(session, Action.JOB_DELETED, job_id)
 
 
 @router.get(

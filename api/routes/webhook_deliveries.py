@@ -11,7 +11,8 @@ from api.idempotency import OnceRoute
 from api.problems import responses
 from api.schemas import Page
 from api.webhook_schemas import DeadReplay, Replayed, WebhookDelivery
-from bpt_store import ids, models, webhook_deliveries, webhooks
+from bpt_store import audit, ids, models, webhook_deliveries, webhooks
+from bpt_store.audit import Action
 from bpt_store.models import DeliveryState
 from bpt_store.paging import page
 from bpt_store.webhook_events import EventType
@@ -49,7 +50,9 @@ def get_webhook_delivery(endpoint_id: str, delivery_id: str, session: WebhooksRe
 )
 def replay_dead_webhook_deliveries(endpoint_id: str, body: DeadReplay, session: WebhooksWriteSession) -> Replayed:
     endpoint = webhooks.get(session, ids.parse(ids.WEBHOOK, endpoint_id))
-    return Replayed(deliveries=webhook_deliveries.replay_dead(session, endpoint.id, body.since))
+    deliveries = webhook_deliveries.replay_dead(session, endpoint.id, body.since)
+    audit.record(session, Action.WEBHOOK_REPLAYED, endpoint_id, after={"deliveries": deliveries})
+    return Replayed(deliveries=deliveries)
 
 
 @router.post(
@@ -59,4 +62,6 @@ def replay_dead_webhook_deliveries(endpoint_id: str, body: DeadReplay, session: 
 )
 def replay_webhook_delivery(endpoint_id: str, delivery_id: str, session: WebhooksWriteSession) -> WebhookDelivery:
     endpoint, delivery = ids.parse(ids.WEBHOOK, endpoint_id), ids.parse(ids.DELIVERY, delivery_id)
-    return WebhookDelivery.of(webhook_deliveries.replay(session, endpoint, delivery))
+    row = webhook_deliveries.replay(session, endpoint, delivery)
+    audit.record(session, Action.WEBHOOK_REPLAYED, endpoint_id, after={"delivery": delivery_id})
+    return WebhookDelivery.of(row)

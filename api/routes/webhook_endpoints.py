@@ -27,8 +27,9 @@ from api.webhook_schemas import (
     WebhookEndpointCreate,
     WebhookEndpointUpdate,
 )
-from bpt_store import ids, models, webhooks
+from bpt_store import audit, ids, models, webhooks
 from bpt_store.addresses import Outside
+from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
 from bpt_store.paging import page
 
@@ -58,6 +59,7 @@ def create_webhook_endpoint(
     body: WebhookEndpointCreate, response: Response, writer: Writer, session: WebhookSecretSession
 ) -> WebhookEndpoint:
     row = webhooks.create(session, customer_of(writer), body.url, body.events, body.description)
+    audit.record(session, Action.WEBHOOK_CREATED, ids.public(ids.WEBHOOK, row.id))
     response.headers["Location"] = f"/v1/webhook-endpoints/{ids.public(ids.WEBHOOK, row.id)}"
     return WebhookEndpoint.of(row, row.secret)
 
@@ -87,7 +89,9 @@ def update_webhook_endpoint(
     endpoint_id: str, body: WebhookEndpointUpdate, session: WebhooksWriteSession
 ) -> WebhookEndpoint:
     changes = body.model_dump(exclude_none=True)
-    return WebhookEndpoint.of(webhooks.update(session, ids.parse(ids.WEBHOOK, endpoint_id), **changes))
+    row = webhooks.update(session, ids.parse(ids.WEBHOOK, endpoint_id), **changes)
+    audit.record(session, Action.WEBHOOK_CHANGED, endpoint_id)
+    return WebhookEndpoint.of(row)
 
 
 @router.delete(
@@ -98,6 +102,7 @@ def update_webhook_endpoint(
 )
 def delete_webhook_endpoint(endpoint_id: str, session: WebhooksWriteSession) -> None:
     webhooks.delete(session, ids.parse(ids.WEBHOOK, endpoint_id))
+    audit.record(session, Action.WEBHOOK_DELETED, endpoint_id)
 
 
 @router.post(
@@ -108,6 +113,7 @@ def delete_webhook_endpoint(endpoint_id: str, session: WebhooksWriteSession) -> 
 def rotate_webhook_secret(endpoint_id: str, body: SecretRotation, session: WebhookSecretSession) -> WebhookEndpoint:
     endpoint = ids.parse(ids.WEBHOOK, endpoint_id)
     row = webhooks.rotate_secret(session, endpoint, old_secret_hours=body.old_secret_hours)
+    audit.record(session, Action.WEBHOOK_SECRET_ROTATED, endpoint_id)
     return WebhookEndpoint.of(row, row.secret)
 
 
@@ -117,7 +123,9 @@ def rotate_webhook_secret(endpoint_id: str, body: SecretRotation, session: Webho
     responses=responses("not_found"),
 )
 def enable_webhook_endpoint(endpoint_id: str, session: WebhooksWriteSession) -> WebhookEndpoint:
-    return WebhookEndpoint.of(webhooks.enable(session, ids.parse(ids.WEBHOOK, endpoint_id)))
+    row = webhooks.enable(session, ids.parse(ids.WEBHOOK, endpoint_id))
+    audit.record(session, Action.WEBHOOK_ENABLED, endpoint_id)
+    return WebhookEndpoint.of(row)
 
 
 @router.post(
@@ -127,4 +135,6 @@ def enable_webhook_endpoint(endpoint_id: str, session: WebhooksWriteSession) -> 
     responses=responses("not_found", "webhook_disabled"),
 )
 def test_webhook_endpoint(endpoint_id: str, session: WebhooksWriteSession) -> WebhookDelivery:
-    return WebhookDelivery.of(webhooks.test(session, ids.parse(ids.WEBHOOK, endpoint_id)))
+    row = webhooks.test(session, ids.parse(ids.WEBHOOK, endpoint_id))
+    audit.record(session, Action.WEBHOOK_TESTED, endpoint_id)
+    return WebhookDelivery.of(row)

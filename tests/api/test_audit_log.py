@@ -26,6 +26,7 @@ from bpt_store.settings import Role, Settings
 CHANGES = ("post", "put", "patch", "delete")
 WITHOUT_ENTRY = {
     ("post", "/v1/predictions"): "changes nothing; usage counts it",
+    ("post", "/v1/prompt-sets/{name}/versions/{version}/gate-checks"): "a batch prediction, told as one",
     ("put", "/v1/uploads/{upload_id}/parts/{number}"): "the upload has entries for its beginning and its end",
 }
 ZIP = {"Content-Type": "application/zip"}
@@ -119,7 +120,8 @@ def tell_of_datasets(story: Story, dataset: str) -> None:
     story.do("delete", "/v1/datasets/{dataset_id}", Action.DATASET_DELETED, dataset_id=dataset)
 
 
-def tell_of_jobs(story: Story, dataset: str) -> None:
+def tell_of_jobs(story: Story, dataset: str) -> dict[str, str]:
+    """-> the tuning job."""
     act, recipe = "/v1/tuning-jobs", {"method": {"type": "linear-probe"}}
     asked = {"dataset": dataset, "prompt_set": "birds", **recipe}
     story.do("post", act, None, json={**asked, "dry_run": True})
@@ -140,10 +142,45 @@ def tell_of_jobs(story: Story, dataset: str) -> None:
     story.do("put", alias, None, **one, json={"version": 2})
     story.do("post", alias + "/rollback", Action.ALIAS_MOVED, **one)
     story.do("delete", alias, Action.ALIAS_REMOVED, **one)
+    tell_of_prompt_sets(story, dataset)
     act, asked = "/v1/batch-predictions", {"dataset": dataset, "prompt_sets": ["birds"]}
     batch = {"job_id": story.do("post", act, Action.BATCH_CREATED, json=asked)["id"]}
     story.do("post", act + "/{job_id}/cancel", Action.BATCH_CANCELLED, **batch)
     story.do("delete", act + "/{job_id}", Action.BATCH_DELETED, **batch)
+    return job
+
+
+def tell_of_prompt_sets(story: Story, dataset: str) -> None:
+    act, one = "/v1/prompt-sets", {"name": "birds"}
+    gate = {"dataset": dataset, "floor": 0.9}
+    story.do("put", act + "/{name}/gate", Action.GATE_SET, **one, json=gate)
+    story.do("delete", act + "/{name}/gate", Action.GATE_REMOVED, **one)
+    story.do("patch", act + "/{name}", Action.SET_CHANGED, **one, json={"description": "a new name"})
+    version: dict[str, Any] = {**one, "version": 2}
+    act += "/{name}/versions/{version}"
+    story.do("patch", act, Action.SET_VERSION_CHANGED, **version, json={"description": "a new name"})
+    for verb, action in (("archive", Action.SET_VERSION_ARCHIVED), ("unarchive", Action.SET_VERSION_UNARCHIVED)):
+        story.do("post", f"{act}/{verb}", action, **version)
+    story.do("post", act + "/archive", Action.SET_VERSION_ARCHIVED, **version)
+    story.do("delete", act, Action.SET_VERSION_DELETED, **version)
+    story.client.headers["Authorization"] = f"Bearer {story.tokens['customer']}"
+    story.do("post", "/v1/prompt-sets", Action.SET_CREATED, json={"name": "production"})
+    story.do("delete", "/v1/prompt-sets/{name}", Action.SET_DELETED, name="production")
+
+
+def tell_of_webhooks(story: Story) -> None:
+    act = "/v1/webhook-endpoints"
+    body = {"url": "https://1.1.1.1/birds", "description": "my key"}
+    one = {"endpoint_id": story.do("post", act, Action.WEBHOOK_CREATED, json=body)["id"]}
+    act += "/{endpoint_id}"
+    story.do("patch", act, Action.WEBHOOK_CHANGED, **one, json={"description": "a new name"})
+    story.do("post", act + "/rotate-secret", Action.WEBHOOK_SECRET_ROTATED, **one, json={})
+    story.do("post", act + "/enable", Action.WEBHOOK_ENABLED, **one)
+    sent = {"delivery_id": story.do("post", act + "/test", Action.WEBHOOK_TESTED, **one)["id"]}
+    story.do("post", act + "/deliveries/{delivery_id}/replay", Action.WEBHOOK_REPLAYED, **one, **sent)
+    since = {"since": "2026-01-01T00:00:00Z"}
+    story.do("post", act + "/deliveries/replay", Action.WEBHOOK_REPLAYED, **one, json=since)
+    story.do("delete", act, Action.WEBHOOK_DELETED, **one)
 
 
 def leave_checkpoints(story: Story) -> None:
@@ -160,12 +197,14 @@ def leave_checkpoints(story: Story) -> None:
 
 def test_every_operation_that_changes_something_leaves_an_entry_in_the_same_request(story: Story, dataset: str) -> None:
     tell_of_customers(story)
-    tell_of_jobs(story, dataset)
+    job = tell_of_jobs(story, dataset)
+    tell_of_webhooks(story)
     act, body = "/v1/datasets/{dataset_id}/versions", {"remove": [f"itm_{'0' * 24}"]}
     story.do("post", act, Action.VERSION_CREATED, dataset_id=dataset, json=body)
     with story.database.system() as session:
         assert jobs.claim(session, JobKind.INGEST, "a worker", 0) is not None
         assert jobs.requeue_expired(session, max_failures=1, backoff_seconds=0) == 2  # that one, and what was tuned
+    story.do("delete", "/v1/tuning-jobs/{job_id}", Action.JOB_DELETED, **job)
     tell_of_datasets(story, dataset)
     paths = story.client.get("/openapi.json").json()["paths"]
     changing = {(verb, path) for path in paths for verb in paths[path] if verb in CHANGES and path.startswith("/v1/")}
