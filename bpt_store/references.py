@@ -29,16 +29,17 @@ _OWNERS = {
     "upload_parts": sql.SQL("upload_id, NULL"),
 }
 _KINDS = {"dataset_versions": ids.DATASET, "jobs": ids.JOB, "upload_parts": ids.UPLOAD}
+_OLDEST_FIRST = sql.SQL(" ORDER BY 2, 3")
 _FETCHED = 1_000
 
 
 def referred(connection: Connection[Any]) -> Iterator[ObjectFile]:
-    """Every object that rows refer to, as this transaction of bpt_system's sees them, each once."""
+    """Every object that rows refer to, as this transaction of bpt_system's sees them, each once, as of the oldest."""
     seen: set[str] = set()
     for table, query in _queries():
         with connection.cursor(name="objects") as cursor:
             cursor.itersize = _FETCHED
-            for customer_id, owner, number, key, sha256, size in cursor.execute(query):
+            for customer_id, owner, number, key, sha256, size in cursor.execute(query + _OLDEST_FIRST):
                 if key in seen:
                     continue
                 seen.add(key)

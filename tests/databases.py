@@ -34,7 +34,7 @@ _SCHEMA = """
 """
 _KEPT = "kept"
 _END_OTHERS = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND application_name <> :kept
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name AND application_name <> :kept
 """
 _BYTES = "SELECT pg_database_size(current_database())"
 # As a replica, so that neither triggers nor foreign keys ask in which order.
