@@ -1,4 +1,4 @@
-"""The README's examples work as they stand, and its table of settings is the truth."""
+"""The examples of the README and of the guide work as they stand, and the table of settings is the truth."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from tests import archives
 from tests.service import Service
 from tests.settings_table import README, table, with_table
 
+BPT = f'bpt() {{ "{sys.executable}" -m bpt_client.cli "$@"; }}\n'
 # The README's stand-in for jq, which may not be there.
 JSON = f"""json() {{ "{sys.executable}" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }}\n"""
 
 
-def examples(language: str) -> str:
-    return "\n".join(re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL))
+GUIDE = README.parent / "docs" / "production.md"
+
+
+def examples(language: str, page: Path = README) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL))
 
 
 @pytest.fixture
@@ -68,17 +72,37 @@ def test_the_python_example_works_as_it_stands(service: Service, place: Path) ->
 
 def test_the_commands_work_as_they_stand(service: Service, place: Path) -> None:
     customer = service.new_customer()
-    bpt = f'bpt() {{ "{sys.executable}" -m bpt_client.cli "$@"; }}\n'
     # A zip instead of a folder, and few epochs: the command says what it does either way.
     script = examples("sh").replace("flowers/", "flowers.zip").replace("--follow", "--epochs 2 --follow")
     said = run(
-        ["bash", "-c", "set -euo pipefail\n" + bpt + script],
+        ["bash", "-c", "set -euo pipefail\n" + BPT + script],
         place,
         BPT_URL=service.url,
         BPT_API_KEY=customer.key,
         PYTHONPATH=str(README.parent),
     )
     assert "photo.jpg" in said
+
+
+def test_the_way_to_production_and_back_is_as_the_guide_says(service: Service, place: Path) -> None:
+    customer = service.new_customer()
+    for name, first in (("golden", 500), ("more", 900)):
+        (place / f"{name}.zip").write_bytes(archives.flowers(seed=first))
+    script = re.sub(r"(flowers|golden|more)/", r"\1.zip", examples("sh", GUIDE))
+    script = script.replace("--follow", "--epochs 2 --prompts 4 --follow").replace("0.6", "0.2")
+    said = run(
+        ["bash", "-c", "set -euo pipefail\n" + BPT + script],
+        place,
+        BPT_URL=service.url,
+        BPT_API_KEY=customer.key,
+        PYTHONPATH=str(README.parent),
+    )
+    assert "photo.jpg" in said
+    with customer.http() as http:
+        moves = http.get("/v1/prompt-sets/flowers/aliases/production/history").json()["data"]
+        archived = http.get("/v1/prompt-sets/flowers/versions", params={"archived": True}).json()["data"]
+    assert [(move["from_version"], move["to_version"]) for move in moves] == [(2, 1), (1, 2), (None, 1)]
+    assert [version["version"] for version in archived] == [2]
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:
