@@ -109,7 +109,13 @@ _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
     *("invalid_request", "internal_error", "database_unavailable"),
 )
-_OF_HTTP_STATUS = {400: "body_unreadable", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_OF_HTTP_STATUS = {
+    400: "body_unreadable",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "payload_too_large",
+}
 
 
 class ProblemField(BaseModel):
@@ -233,6 +239,8 @@ def _reply(request: Request, code: str, detail: str, **more: Any) -> JSONRespons
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if body.status in (429, 503) else {}
     if body.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if body.status == 408:
+        headers["Connection"] = "close"  # what may still come belongs to no request
     if _is_protocol(request.url.path):
         return JSONResponse(ProtocolError(error=detail).model_dump(), _protocol_status(code), headers)
     return JSONResponse(body.model_dump(), body.status, headers, MEDIA_TYPE)
