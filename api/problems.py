@@ -1,6 +1,7 @@
 """Everything that goes wrong, as RFC 9457 problem documents. The one place where facts become HTTP.
 
-A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list.
+A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list, with what
+api/meanings.py says about it.
 
 Below /v2 an error looks as the Open Inference Protocol has it: `{"error": "..."}`, with 400 in place of 422.
 """
@@ -22,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from api.meanings import MEANINGS
 from bpt_core.errors import BptError
 from bpt_store import logs
 from bpt_store.errors import StoreError
@@ -167,7 +169,8 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
         )
         example = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
         entry["content"][MEDIA_TYPE]["examples"][code] = {
-            "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."}
+            "summary": MEANINGS[code],
+            "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."},
         }
     return found
 
