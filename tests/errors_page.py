@@ -19,8 +19,8 @@ for programs a `code` that stays the same. `param` and `errors` name the fields 
 request in our logs. Below `/v2` errors look as the Open Inference Protocol has them, `{"error": "..."}`, with 400 in
 place of 422.
 
-A request that met 429 or 503 may be sent again after the seconds in `Retry-After`, one that met 500 or 504 soon, and one
-that met 409 once what stands in its way has changed; any other has to be changed itself.
+A request that met 429 or 503 may be sent again after the seconds in `Retry-After`, one that met 500 or 504 soon, and
+one that met 409 once what stands in its way has changed; any other has to be changed itself.
 
 ## Codes of replies
 
