@@ -16,7 +16,7 @@ from api.deps import Services
 from api.indexes import Indexes
 from api.inference_schemas import InferRequest
 from api.metrics import QueueMetrics, RequestMetrics
-from api.middleware import LimitBody, Observe
+from api.middleware import LimitBody, Observe, TellBrowsers
 from api.prediction_schemas import PredictionCreate
 from api.routes import (
     aliases,
@@ -98,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app, [PredictionCreate, InferRequest, *uploads.BODY_SCHEMAS])
     app.add_middleware(LimitBody, limit_of=partial(_body_limit, settings))
     app.add_middleware(Observe, metrics=RequestMetrics(app.state.registry))
+    app.add_middleware(TellBrowsers)
     return app
 
 

@@ -1,6 +1,7 @@
 """Everything that goes wrong, as RFC 9457 problem documents. The one place where facts become HTTP.
 
-A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list.
+A code is stable and machine-readable; `STATUS` gives its HTTP status and is what the OpenAPI and docs list, with what
+api/meanings.py says about it.
 
 Below /v2 an error looks as the Open Inference Protocol has it: `{"error": "..."}`, with 400 in place of 422.
 """
@@ -22,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from api.meanings import MEANINGS
 from bpt_core.errors import BptError
 from bpt_store import logs
 from bpt_store.errors import StoreError
@@ -109,7 +111,13 @@ _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
     *("invalid_request", "internal_error", "database_unavailable"),
 )
-_OF_HTTP_STATUS = {400: "body_unreadable", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_OF_HTTP_STATUS = {
+    400: "body_unreadable",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "payload_too_large",
+}
 
 
 class ProblemField(BaseModel):
@@ -161,7 +169,8 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
         )
         example = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
         entry["content"][MEDIA_TYPE]["examples"][code] = {
-            "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."}
+            "summary": MEANINGS[code],
+            "value": {**example, "detail": "what was wrong, in words", "instance": "/v1/..."},
         }
     return found
 
@@ -233,6 +242,8 @@ def _reply(request: Request, code: str, detail: str, **more: Any) -> JSONRespons
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if body.status in (429, 503) else {}
     if body.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if body.status == 408:
+        headers["Connection"] = "close"  # what may still come belongs to no request
     if _is_protocol(request.url.path):
         return JSONResponse(ProtocolError(error=detail).model_dump(), _protocol_status(code), headers)
     return JSONResponse(body.model_dump(), body.status, headers, MEDIA_TYPE)

@@ -159,7 +159,8 @@ class LongLocks:
 
 
 def _engine(url: str, **options: Any) -> Engine:
-    engine = create_engine(url, connect_args={**CONNECT, **_NOT_FOR_EVER}, **options)
+    # What statements are given stays out of errors, and so out of logs.
+    engine = create_engine(url, connect_args={**CONNECT, **_NOT_FOR_EVER}, hide_parameters=True, **options)
     event.listen(engine, "do_connect", _connect)
     return engine
 
