@@ -400,7 +400,8 @@ class VersionMetrics:
 class PromptSetVersion:
     """Immutable. `job` and `dataset` are ids; what they name may be deleted since.
 
-    `job_epoch` is set where a checkpoint of the job was published, and not what came out at its end.
+    `job_epoch` is set where a checkpoint of the job was published, and not what came out at its end. Of an `imported`
+    one neither job nor dataset, hyperparameters, seed nor metrics are known.
     """
 
     prompt_set: str
@@ -413,8 +414,9 @@ class PromptSetVersion:
     created_at: datetime
     method: MethodSettings | None = None
     hyperparameters: Json = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = None
     parameters: int = 0
+    imported: bool = False
     metrics: VersionMetrics = field(default_factory=VersionMetrics)
     job: str | None = None
     job_epoch: int | None = None

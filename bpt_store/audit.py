@@ -48,6 +48,7 @@ class Action(StrEnum):
     JOB_PAUSED = "tuning_job.paused"
     JOB_RESUMED = "tuning_job.resumed"
     JOB_RETRIED = "tuning_job.retried"
+    VERSION_IMPORTED = "prompt_set.version.imported"
     CHECKPOINT_PUBLISHED = "prompt_set.version.published"
     ALIAS_MOVED = "prompt_set.alias.moved"
     ALIAS_REMOVED = "prompt_set.alias.removed"
