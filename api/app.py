@@ -24,6 +24,7 @@ from api.routes import (
     batch_predictions,
     catalog,
     checkpoints,
+    comparisons,
     customers,
     dataset_items,
     dataset_versions,
@@ -47,7 +48,7 @@ from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
     *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions),
+    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
     *(webhook_endpoints, webhook_deliveries),
 )
 BODY_LIMIT_BYTES = 1 << 20

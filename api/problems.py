@@ -42,6 +42,7 @@ STATUS: dict[str, int] = {
     "alias_limit": 409,
     "alias_moved": 409,
     "alias_no_history": 409,
+    "comparison_mismatch": 409,
     "conflict": 409,
     "dataset_in_use": 409,
     "dataset_not_indexed": 409,

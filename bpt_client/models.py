@@ -547,6 +547,53 @@ class BatchPrediction:
 
 
 @dataclass(frozen=True)
+class ComparedPromptSet:
+    prompt_set: str
+    accuracy: float | None = None
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True)
+class ComparedClass:
+    """`a` and `b`: the share of the images of the class that they find."""
+
+    name: str
+    images: int
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of the images `b` has `lost` some that `a` is right about, and `won` others.
+
+    `agreement` is the share that both answer the same, `p_value` McNemar's: small where it is no chance that one is
+    better.
+    """
+
+    images: int
+    a: ComparedPromptSet
+    b: ComparedPromptSet
+    lost: int
+    won: int
+    p_value: float
+    errors: int = 0
+    agreement: float | None = None
+    classes: tuple[ComparedClass, ...] = ()
+
+
+@dataclass(frozen=True)
+class FlippedImage:
+    """`flip` is "lost" or "won"; `a` and `b` are the labels they gave."""
+
+    image: str
+    flip: str
+    labels: tuple[str, ...]
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Score:
     """`score` is a probability between 0 and 1."""
 
