@@ -67,7 +67,11 @@ def test_ten_flips_of_one_kind_are_no_chance() -> None:
     assert counted([won] * 10).p_value == pytest.approx(2 / 2**10)
 
 
-def test_images_that_flipped_are_named_and_a_scan_goes_on_behind_any_image(results: Path) -> None:
+@pytest.mark.parametrize("batch_rows", [2, 1024])
+def test_images_that_flipped_are_named_and_a_scan_goes_on_behind_any_image(
+    results: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    monkeypatch.setattr(comparison, "BATCH_ROWS", batch_rows)
     every = read(results)
     assert [(pair.number, pair.image) for pair in every if pair.flip is Flip.LOST] == [(2, "2.png"), (8, "8.png")]
     assert [(pair.a.labels, pair.b.labels) for pair in every if pair.flip is Flip.WON] == [(("crow",), ("owl",))] * 3
