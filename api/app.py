@@ -24,6 +24,7 @@ from api.routes import (
     batch_predictions,
     catalog,
     checkpoints,
+    comparisons,
     customers,
     dataset_items,
     dataset_versions,
@@ -47,11 +48,12 @@ from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
     *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions),
+    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
     *(webhook_endpoints, webhook_deliveries),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20
+_IMPORTS_AN_ARTIFACT = re.compile(r"/v1/prompt-sets/[^/]+/versions")
 _BOUNDS_ITSELF = re.compile(r"/v1/(datasets|datasets/[^/]+/versions|uploads/[^/]+/parts/[^/]+)")
 
 DESCRIPTION = """
@@ -117,6 +119,8 @@ def _body_limit(settings: Settings, path: str) -> int | None:
         return None
     if path == "/v1/uploads":
         return uploads.JSON_LIMIT_BYTES
+    if _IMPORTS_AN_ARTIFACT.fullmatch(path):
+        return settings.artifact_limit_bytes
     if path == "/v1/predictions" or (path.startswith("/v2/") and path.endswith("/infer")):
         return settings.images_per_prediction * settings.image_limit_bytes + FORM_OVERHEAD_BYTES
     return BODY_LIMIT_BYTES

@@ -48,6 +48,14 @@ class Plan:
         }
 
 
+def offered(backbone: str, settings: Settings) -> BackboneSpec:
+    """BackboneError `backbone_unknown`, Problem `backbone_noncommercial`."""
+    spec = catalog.find(backbone)
+    if spec.non_commercial and not settings.allow_noncommercial:
+        raise Problem("backbone_noncommercial", f"{spec.name} is under {spec.licence}; this service has not allowed it")
+    return spec
+
+
 def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session: Session, settings: Settings) -> Plan:
     """What a request asks for, with defaults filled in.
 
@@ -55,9 +63,7 @@ def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session:
     Damaged, ArtifactError, and `continue_mismatch`.
     """
     begun = _begun(body, session) if body.continue_from is not None else None
-    spec = catalog.find(body.backbone or (begun.backbone if begun else catalog.DEFAULT_BACKBONE))
-    if spec.non_commercial and not settings.allow_noncommercial:
-        raise Problem("backbone_noncommercial", f"{spec.name} is under {spec.licence}; this service has not allowed it")
+    spec = offered(body.backbone or (begun.backbone if begun else catalog.DEFAULT_BACKBONE), settings)
     given = {
         **body.method.model_dump(exclude_none=True, exclude_unset=begun is not None),
         **body.hyperparameters.model_dump(exclude_none=True),

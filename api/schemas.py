@@ -438,12 +438,12 @@ class TuningPlan(BaseModel):
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Self:
-        method, hyperparameters, seed = split_recipe(payload["recipe"], payload.get("search"))
+        method, hyperparameters = split_recipe(payload["recipe"], payload.get("search"))
         return cls(
             backbone=payload["backbone"],
             method=method,
             hyperparameters=hyperparameters,
-            seed=seed,
+            seed=payload["recipe"]["seed"],
             trials=(payload.get("search") or {}).get("trials", 1),
             parameters=payload["parameters"],
             estimated_seconds=payload["estimated_seconds"],
@@ -496,7 +496,7 @@ class TuningJob(BaseModel):
     @classmethod
     def of(cls, row: models.Job, waiting: scheduling.Waiting | None = None) -> Self:
         search = row.payload.get("search")
-        method, hyperparameters, seed = split_recipe(row.payload["recipe"], search)
+        method, hyperparameters = split_recipe(row.payload["recipe"], search)
         assert row.dataset_id is not None
         return cls(
             id=ids.public(ids.JOB, row.id),
@@ -509,7 +509,7 @@ class TuningJob(BaseModel):
             backbone=row.payload["backbone"],
             method=method,
             hyperparameters=hyperparameters,
-            seed=seed,
+            seed=row.payload["recipe"]["seed"],
             trials=search["trials"] if search else 1,
             parameters=row.payload["parameters"],
             estimated_seconds=row.payload.get("estimated_seconds"),
@@ -609,9 +609,10 @@ class PromptSetVersion(BaseModel):
     class_names: list[str]
     method: dict[str, Any]
     hyperparameters: dict[str, Any]
-    seed: int
+    seed: int | None = Field(description="null: imported")
     parameters: int
     metrics: dict[str, Any]
+    imported: bool = Field(description="the artifact came from outside: what it does not tell is not known")
     job: str | None
     job_epoch: int | None = Field(description="the epoch whose checkpoint was published; null: the end of the job")
     dataset: str | None
@@ -625,7 +626,7 @@ class PromptSetVersion(BaseModel):
 
     @classmethod
     def of(cls, name: str, row: models.PromptSetVersion) -> Self:
-        method, hyperparameters, seed = split_recipe(row.recipe)
+        method, hyperparameters = split_recipe(row.recipe)
         return cls(
             prompt_set=name,
             version=row.version,
@@ -636,9 +637,10 @@ class PromptSetVersion(BaseModel):
             class_names=row.class_names,
             method=method,
             hyperparameters=hyperparameters,
-            seed=seed,
+            seed=row.recipe.get("seed"),
             parameters=row.parameters,
             metrics=row.metrics,
+            imported=row.job_id is None,
             job=ids.public(ids.JOB, row.job_id) if row.job_id else None,
             job_epoch=row.job_epoch,
             dataset=ids.public(ids.DATASET, row.dataset_id) if row.dataset_id else None,
@@ -717,10 +719,13 @@ _METHOD_FIELDS = ("depth", "prompts", "rank", "start", "whitening_input", "pooli
 
 def split_recipe(
     recipe: Mapping[str, Any], search: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """A stored recipe -> method, hyperparameters and seed, as the interface names them; what is searched is "auto"."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stored recipe -> method and hyperparameters, as the interface names them; what is searched is "auto".
+
+    That of an imported version has a method only.
+    """
     shown = {**recipe, **dict.fromkeys((search or {}).get("settings", ()), AUTO)}
     # Recipes of before the whole family of methods have no start.
     method = {"type": shown["method"], **{name: shown.get(name) for name in _METHOD_FIELDS}}
     rest = {name: value for name, value in shown.items() if name not in (*_METHOD_FIELDS, "method", "seed")}
-    return method, rest, recipe["seed"]
+    return method, rest

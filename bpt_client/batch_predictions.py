@@ -9,7 +9,7 @@ from pathlib import Path
 from bpt_client.errors import BatchPredictionFailed, InputError, TransferCorrupt
 from bpt_client.files import written_whole
 from bpt_client.following import ended, follow
-from bpt_client.models import BatchPrediction, JobEvent
+from bpt_client.models import BatchPrediction, Comparison, FlippedImage, JobEvent
 from bpt_client.transport import Transport, segment
 
 _PATH = "/v1/batch-predictions"
@@ -77,6 +77,15 @@ class BatchPredictions:
         if job.state != "succeeded":
             raise BatchPredictionFailed(job)
         return job
+
+    def compare(self, job_id: str, a: str, b: str) -> Comparison:
+        """Two of its prompt sets, as "birds:3", on labelled images. Conflict `comparison_mismatch` without labels."""
+        return self._transport.fetch(Comparison, f"{_PATH}/{segment(job_id)}/comparison", {"a": a, "b": b})
+
+    def flips(self, job_id: str, a: str, b: str, *, flip: str | None = None) -> Iterator[FlippedImage]:
+        """The images that only one of both is right about: those that `b` has "lost", or "won", or both."""
+        asked = {"a": a, "b": b, "flip": flip}
+        return self._transport.pages(FlippedImage, f"{_PATH}/{segment(job_id)}/comparison/images", asked)
 
     def download(self, job_id: str, path: str | Path, format: str | None = None) -> None:  # noqa: A002  # as the service
         """Write the results to `path`, completely or not at all: jsonl, csv or parquet, by default as `path` ends.

@@ -400,7 +400,8 @@ class VersionMetrics:
 class PromptSetVersion:
     """Immutable. `job` and `dataset` are ids; what they name may be deleted since.
 
-    `job_epoch` is set where a checkpoint of the job was published, and not what came out at its end.
+    `job_epoch` is set where a checkpoint of the job was published, and not what came out at its end. Of an `imported`
+    one neither job nor dataset, hyperparameters, seed nor metrics are known.
     """
 
     prompt_set: str
@@ -413,8 +414,9 @@ class PromptSetVersion:
     created_at: datetime
     method: MethodSettings | None = None
     hyperparameters: Json = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = None
     parameters: int = 0
+    imported: bool = False
     metrics: VersionMetrics = field(default_factory=VersionMetrics)
     job: str | None = None
     job_epoch: int | None = None
@@ -542,6 +544,53 @@ class BatchPrediction:
     @property
     def is_terminal(self) -> bool:
         return self.state in TERMINAL_JOB_STATES
+
+
+@dataclass(frozen=True)
+class ComparedPromptSet:
+    prompt_set: str
+    accuracy: float | None = None
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True)
+class ComparedClass:
+    """`a` and `b`: the share of the images of the class that they find."""
+
+    name: str
+    images: int
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of the images `b` has `lost` some that `a` is right about, and `won` others.
+
+    `agreement` is the share that both answer the same, `p_value` McNemar's: small where it is no chance that one is
+    better.
+    """
+
+    images: int
+    a: ComparedPromptSet
+    b: ComparedPromptSet
+    lost: int
+    won: int
+    p_value: float
+    errors: int = 0
+    agreement: float | None = None
+    classes: tuple[ComparedClass, ...] = ()
+
+
+@dataclass(frozen=True)
+class FlippedImage:
+    """`flip` is "lost" or "won"; `a` and `b` are the labels they gave."""
+
+    image: str
+    flip: str
+    labels: tuple[str, ...]
+    a: tuple[str, ...]
+    b: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,19 +28,7 @@ from bpt_core.dataset import SINGLE_LABEL
 from bpt_core.errors import ArtifactError
 from bpt_core.evaluate import NO_CALIBRATION, Calibration
 from bpt_core.headers import METADATA_KEY, describe
-
-FORMAT = 2
-_FIELDS = (
-    "backbone",
-    "backbone_fingerprint",
-    "calibration",
-    "class_names",
-    "format",
-    "method",
-    "pooling",
-    "preprocessing",
-    "task",
-)
+from bpt_core.inspection import FORMAT, inspect
 
 
 @dataclass(frozen=True)
@@ -91,20 +78,15 @@ def to_bytes(prompt_set: PromptSet) -> bytes:
 def from_bytes(data: bytes) -> PromptSet:
     """The prompt set in an artifact.
 
-    Raises ArtifactError: `artifact_corrupt` (not readable), `artifact_schema` (wrong names, shapes, types),
-    `artifact_non_finite` (NaN or infinity in a tensor).
+    Raises ArtifactError as `inspect`, which looks at them first.
     """
+    metadata = inspect(data).metadata
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"not a prompt-set artifact: {error}") from error
-    metadata = describe(data)
-    if metadata.get("format") == 1:
-        tensors, metadata = _from_format_1(tensors, metadata)
-    calibration = _check_schema(tensors, metadata)
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{name} holds NaN or infinity", code="artifact_non_finite")
+    if describe(data)["format"] == 1:
+        tensors = {name: tensor if name.startswith("head.") else tensor[None] for name, tensor in tensors.items()}
     return PromptSet(
         prompts=tensors.get("prompts.folded"),
         head_weight=tensors["head.weight"],
@@ -116,7 +98,7 @@ def from_bytes(data: bytes) -> PromptSet:
         pooling=metadata["pooling"],
         preprocessing=metadata["preprocessing"],
         task=metadata["task"],
-        calibration=calibration,
+        calibration=Calibration.from_dict(metadata["calibration"]),
         factors={
             name.removeprefix("factors."): tensor for name, tensor in tensors.items() if name.startswith("factors.")
         },
@@ -125,40 +107,3 @@ def from_bytes(data: bytes) -> PromptSet:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _from_format_1(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    raised = {name: tensor if name.startswith("head.") else tensor[None] for name, tensor in tensors.items()}
-    return raised, {**metadata, "format": FORMAT, "calibration": NO_CALIBRATION.to_dict()}
-
-
-def _check_schema(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Calibration:
-    if sorted(metadata) != sorted(_FIELDS):
-        raise ArtifactError(f"metadata must hold exactly {', '.join(_FIELDS)}", code="artifact_schema")
-    if metadata["format"] != FORMAT:
-        raise ArtifactError(f"artifact format {metadata['format']} is not {FORMAT}", code="artifact_schema")
-    method, classes = metadata["method"], len(metadata["class_names"])
-    width = tensors["head.weight"].shape[-1] if "head.weight" in tensors else 0
-    expected: dict[str, tuple[int, ...]] = {"head.weight": (classes, width), "head.bias": (classes,)}
-    if method["prompts"]:
-        # How many blocks are prompted is the backbone's depth; that is checked where the backbone is at hand.
-        folded = tensors.get("prompts.folded")
-        blocks = folded.shape[0] if folded is not None and folded.ndim == 3 else 1
-        expected["prompts.folded"] = (blocks, method["prompts"], width)
-        if method["type"] == "bpt-bilinear":
-            expected["factors.A"] = (blocks, method["prompts"], method["rank"])
-            expected["factors.B"] = (blocks, width, method["rank"])
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected or width == 0:
-        raise ArtifactError(f"tensors must be {expected}, not {found}", code="artifact_schema")
-    wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
-    if wrong:
-        raise ArtifactError(f"not float32: {', '.join(wrong)}", code="artifact_schema")
-    try:
-        calibration = Calibration.from_dict(metadata["calibration"])
-        sound = 0 < calibration.temperature < math.inf
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"calibration is not readable: {error}", code="artifact_schema") from error
-    if not sound:
-        raise ArtifactError(f"a temperature cannot be {calibration.temperature}", code="artifact_schema")
-    return calibration

@@ -33,6 +33,7 @@ class BackboneSpec:
 
     Sizes are in pixels (`image_size`, `patch_size`) and channels (`embed_dim`).
     `architecture` holds arguments of timm's VisionTransformer for a backbone timm has no name for.
+    `fingerprint` is that of the `bundled` weights.
     """
 
     name: str
@@ -47,6 +48,7 @@ class BackboneSpec:
     non_commercial: bool = False
     architecture: Mapping[str, Any] = field(default_factory=dict)
     bundled: str | None = None
+    fingerprint: str | None = None
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,6 +76,7 @@ _SPECS = (
             }
         ),
         bundled="vit_tiny_patch8_64.mae.safetensors",
+        fingerprint="6ef03ac75a4ee99ddf3638b5908062249affec213cdc515bfd014e31a4c20b77",
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
     ),
@@ -125,6 +128,11 @@ def find(name: str) -> BackboneSpec:
         raise BackboneError(
             f"no backbone is named {name!r}; known are {', '.join(CATALOG)}", code="backbone_unknown"
         ) from None
+
+
+def known_fingerprint(directory: Path | None, spec: BackboneSpec) -> str | None:
+    """Of the weights that are loaded for a backbone; None where only those that load them can know."""
+    return spec.fingerprint if local_weights(directory, spec.name) is None else None
 
 
 def local_weights(directory: Path | None, name: str) -> Path | None:

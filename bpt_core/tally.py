@@ -6,6 +6,7 @@ The numbers are those of evaluate.py where every image has an answer; one that h
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from bpt_core.dataset import MULTI_LABEL, SINGLE_LABEL
@@ -15,6 +16,11 @@ METRICS = {
     SINGLE_LABEL: ("top1", "top5", "balanced_top1", "coverage", "accepted_accuracy"),
     MULTI_LABEL: ("exact_match", "f1_micro", "f1_macro"),
 }
+
+
+def task_of(metrics: Mapping[str, Any]) -> str:
+    """Of which task these are."""
+    return next(task for task, names in METRICS.items() if names[0] in metrics)
 
 
 class Tally:

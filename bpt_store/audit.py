@@ -58,6 +58,7 @@ class Action(StrEnum):
     SET_VERSION_DELETED = "prompt_set.version.deleted"
     GATE_SET = "prompt_set.gate.set"
     GATE_REMOVED = "prompt_set.gate.removed"
+    SET_VERSION_IMPORTED = "prompt_set.version.imported"
     CHECKPOINT_PUBLISHED = "prompt_set.version.published"
     ALIAS_MOVED = "prompt_set.alias.moved"
     ALIAS_REMOVED = "prompt_set.alias.removed"

@@ -31,7 +31,7 @@ _REFERENCE = re.compile(rf"(?P<name>{NAME_PATTERN})(?::(?P<version>[1-9][0-9]{{0
 
 @dataclass(frozen=True)
 class Publication:
-    """What a tuning job publishes: the artifact's bytes and the facts that are looked up without opening it."""
+    """What is published: the artifact's bytes and the facts that are looked up without opening it."""
 
     artifact: bytes
     backbone: str
@@ -131,12 +131,13 @@ def publish(
     prompt_set_id: UUID,
     publication: Publication,
     *,
-    job_id: UUID,
+    job_id: UUID | None,
     dataset_id: UUID | None,
     dataset_version: int | None = None,
     job_epoch: int | None = None,
 ) -> PromptSetVersion:
-    """The next version, part of the job's last transaction; with a `job_epoch`, from a checkpoint at any other time.
+    """The next version, part of the job's last transaction; with a `job_epoch`, from a checkpoint at any other time,
+    and without a job from outside.
 
     The prompt set's row lock keeps numbers gapless.
     """

@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     quota_datasets: int = Field(1000, gt=0, description="datasets of a customer")
     quota_images: int = Field(5_000_000, gt=0, description="images of a customer, in the newest versions")
     quota_bytes: int = Field(1 << 40, gt=0, description="stored bytes of a customer, with all versions and uploads")
+    artifact_limit_bytes: int = Field(64 << 20, gt=0, description="largest artifact that is imported")
     images_per_prediction: int = Field(64, gt=0, description="most images in one prediction request")
     image_limit_bytes: int = Field(20 << 20, gt=0, description="largest image in a prediction request")
     predict_json_limit_bytes: int = Field(32 << 20, gt=0, description="largest prediction request in JSON")

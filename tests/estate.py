@@ -86,6 +86,12 @@ class Estate:
             "changePromptSetVersion": {"json": {"description": "mine now"}},
             "movePromptSetAlias": {"json": {"version": 1}},
             "setPromptSetGate": {"json": {"dataset": dataset, "floor": 0.1}},
+            "importPromptSetVersion": {
+                "content": b"no artifact",
+                "headers": {"Content-Type": "application/vnd.safetensors"},
+            },
+            "compareBatchPrediction": {"params": {"a": "birds:1", "b": "birds:2"}},
+            "listFlippedImages": {"params": {"a": "birds:1", "b": "birds:2"}},
             "createBatchPrediction": {"json": {"dataset": dataset, "prompt_sets": [prompt_set]}},
             "createWebhookEndpoint": {"json": {"url": "https://93.184.216.34/hook"}},
             "updateWebhookEndpoint": {"json": {"description": "mine now"}},

@@ -1,13 +1,36 @@
-"""Prompt sets that were never tuned, put where tuning puts its own."""
+"""Prompt sets that were never tuned, and how they are put where tuning puts its own."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 from uuid import uuid4
 
-from bpt_core import artifact
+import torch
+
+from bpt_core import artifact, catalog
 from bpt_core.artifact import PromptSet
 from tests.service import Customer
+
+
+def probe(**facts: Any) -> PromptSet:
+    """A head for the bundled backbone; what is given takes the place of its facts."""
+    spec = catalog.find(catalog.DEFAULT_BACKBONE)
+    assert spec.fingerprint is not None
+    return PromptSet(
+        **{
+            "prompts": None,
+            "head_weight": torch.ones(2, spec.embed_dim),
+            "head_bias": torch.zeros(2),
+            "class_names": ("a", "b"),
+            "method": {"type": "linear-probe", "depth": "shallow", "prompts": 0, "rank": 0},
+            "backbone": spec.name,
+            "backbone_fingerprint": spec.fingerprint,
+            "pooling": "mean-all",
+            "preprocessing": {"image_size": spec.image_size, "mean": [*spec.mean], "std": [*spec.std]},
+            **facts,
+        }
+    )
 
 
 def publish(customer: Customer, *versions: PromptSet, name: str | None = None) -> str:

@@ -1,28 +1,58 @@
-"""The versions of a prompt set: look, label, archive, delete, and the artifact of each."""
+"""The versions of a prompt set: import, look, label, archive, delete, and the artifact of each."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api import schemas
+from api.artifact_body import CODES, REQUEST_BODY, ArtifactDep
 from api.conditions import ASK_AGAIN, NOT_MODIFIED, IfNoneMatch, is_known, unless_known
-from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession
+from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, customer_of, require
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
 from bpt_store import audit, ids, models, prompt_sets
 from bpt_store.audit import Action
+from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
 from bpt_store.models import PromptSetVersion
 from bpt_store.paging import page
+from bpt_store.prompt_sets import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/prompt-sets/{name}/versions", tags=["prompt-sets"], route_class=OnceRoute)
 
 VersionNumber = Annotated[int, Path(ge=1, lt=2**31)]
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Import an artifact, as it was downloaded, as the next version; the prompt set is made if it is not there",
+    responses=responses("not_found", *CODES),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+def import_prompt_set_version(
+    name: Annotated[str, Path(pattern=f"^{NAME_PATTERN}$")],
+    identity: Annotated[Identity, Depends(require(Scope.PROMPTS_WRITE))],
+    artifact: ArtifactDep,
+    session: PromptsWriteSession,
+    response: Response,
+) -> schemas.PromptSetVersion:
+    prompt_set = prompt_sets.get_or_create(session, customer_of(identity), name)
+    version = prompt_sets.publish(session, prompt_set.id, artifact.publication(), job_id=None, dataset_id=None)
+    audit.record(
+        session,
+        Action.SET_VERSION_IMPORTED,
+        ids.public(ids.PROMPT_SET, prompt_set.id),
+        after={"version": version.version},
+    )
+    response.headers["Location"] = f"/v1/prompt-sets/{name}/versions/{version.version}"
+    session.refresh(version)
+    return schemas.PromptSetVersion.of(name, version)
 
 
 @router.get("", summary="List the versions of a prompt set", responses=responses("not_found"))

@@ -10,8 +10,8 @@ import typer
 from bpt_client.batch_predictions import results_format
 from bpt_client.client import Client
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
-from bpt_client.models import BatchPrediction
-from bpt_client.terminal import errors, first, show_facts, show_json, show_table, size
+from bpt_client.models import BatchPrediction, Comparison
+from bpt_client.terminal import errors, first, percent, show_facts, show_json, show_table, size
 from bpt_client.watch import JobWatch
 
 app = typer.Typer(no_args_is_help=True, help="Look at batch predictions, follow, cancel, download, delete them.")
@@ -86,6 +86,31 @@ def download(context: typer.Context, job: JobArgument, output: OutputOption) -> 
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    job: JobArgument,
+    a: Annotated[str, typer.Argument(help="One of its prompt sets, as birds:3.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    flips: Annotated[bool, typer.Option("--flips", help="List the images that only one is right about.")] = False,
+    limit: LimitOption = 100,
+    json: JsonOption = False,
+) -> None:
+    """Hold two prompt sets against each other on the labelled images."""
+    with connect(context) as client:
+        if flips:
+            images = first(client.batch_predictions.flips(job, a, b), limit)
+        else:
+            found = client.batch_predictions.compare(job, a, b)
+    if json:
+        show_json(images if flips else found)
+    elif flips:
+        rows = [(each.image, each.flip, *map(" ".join, (each.labels, each.a, each.b))) for each in images]
+        show_table(("image", "flip", "labels", a, b), rows)
+    else:
+        _show_comparison(found)
+
+
+@app.command()
 def cancel(context: typer.Context, job: JobArgument) -> None:
     """Cancel a job; one that runs winds down first."""
     with connect(context) as client:
@@ -105,6 +130,26 @@ def _follow(client: Client, job: BatchPrediction) -> BatchPrediction:
     with JobWatch(errors(), _prompt_sets(job), doing="predicting") as watch:
         watch.show_all(client.batch_predictions.follow(job.id))
     return client.batch_predictions.wait(job.id)
+
+
+def _show_comparison(found: Comparison) -> None:
+    a, b = found.a, found.b
+    show_facts(
+        [
+            ("images", found.images),
+            ("not readable", found.errors or None),
+            ("lost", f"{found.lost} that {a.prompt_set} is right about and {b.prompt_set} is not"),
+            ("won", f"{found.won} the other way round"),
+            ("p-value", f"{found.p_value:.2g}"),
+            ("same answer", percent(found.agreement)),
+        ]
+    )
+    rows: list[tuple[object, ...]] = [
+        ("all", found.images, percent(a.accuracy), percent(b.accuracy)),
+        *((each.name, each.images, percent(each.a), percent(each.b)) for each in found.classes),
+        ("calibration error", None, percent(a.calibration_error), percent(b.calibration_error)),
+    ]
+    show_table(("class", "images", a.prompt_set, b.prompt_set), rows)
 
 
 def _prompt_sets(job: BatchPrediction) -> str:

@@ -85,6 +85,7 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 ("test", percent(test.score) if test else None),
                 ("artifact", size(one.artifact_bytes)),
                 ("sha256", one.artifact_sha256),
+                ("imported", "yes" if one.imported else None),
                 ("job", f"{one.job}, epoch {one.job_epoch}" if one.job_epoch else one.job),
                 ("continued from", str(one.continued_from) if one.continued_from else None),
                 ("dataset", f"{one.dataset}:{one.dataset_version}" if one.dataset_version else one.dataset),
@@ -311,6 +312,22 @@ def download(
         path = out or Path(f"{facts.prompt_set}-{facts.version}.safetensors")
         client.prompt_sets.download(name, path, facts.version)
     show_facts([("file", path), ("sha256", facts.artifact_sha256), ("size", size(facts.artifact_bytes))])
+
+
+@app.command("import")
+def import_version(
+    context: typer.Context,
+    name: OnlyNameArgument,
+    file: Annotated[Path, typer.Argument(help="An artifact, as `bpt prompt-sets download` wrote it.")],
+    json: JsonOption = False,
+) -> None:
+    """Make an artifact the next version; the prompt set is made if it is not there."""
+    with connect(context) as client:
+        made = client.prompt_sets.import_version(name, file)
+    if json:
+        show_json(made)
+    else:
+        show_facts([("version", f"{made.prompt_set}:{made.version}"), ("sha256", made.artifact_sha256)])
 
 
 def _show_alias(alias: Alias, json: bool) -> None:

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from bpt_core import artifact
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
 from bpt_store import audit, checkpoints, customers, ids, jobs
@@ -22,6 +23,7 @@ from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.db import Database
 from bpt_store.models import AuditEntry, Dataset, DatasetState, DatasetVersion, JobKind
 from bpt_store.settings import Role, Settings
+from tests.published import probe
 
 CHANGES = ("post", "put", "patch", "delete")
 WITHOUT_ENTRY = {
@@ -183,6 +185,12 @@ def tell_of_webhooks(story: Story) -> None:
     story.do("delete", act, Action.WEBHOOK_DELETED, **one)
 
 
+def tell_of_imports(story: Story) -> None:
+    headers = {"Content-Type": "application/vnd.safetensors"}
+    act, data = "/v1/prompt-sets/{name}/versions", artifact.to_bytes(probe())
+    story.do("post", act, Action.SET_VERSION_IMPORTED, name="birds", content=data, headers=headers)
+
+
 def leave_checkpoints(story: Story) -> None:
     with story.database.system() as session:
         job = jobs.claim(session, JobKind.TUNE, "a worker", 0)
@@ -198,6 +206,7 @@ def leave_checkpoints(story: Story) -> None:
 def test_every_operation_that_changes_something_leaves_an_entry_in_the_same_request(story: Story, dataset: str) -> None:
     tell_of_customers(story)
     job = tell_of_jobs(story, dataset)
+    tell_of_imports(story)
     tell_of_webhooks(story)
     act, body = "/v1/datasets/{dataset_id}/versions", {"remove": [f"itm_{'0' * 24}"]}
     story.do("post", act, Action.VERSION_CREATED, dataset_id=dataset, json=body)

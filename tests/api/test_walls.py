@@ -31,6 +31,7 @@ PUBLIC = {
     "/v2/health/live": "the protocol's /healthz",
     "/v2/health/ready": "the protocol's /readyz",
 }
+NAMES_NOTHING = {"importPromptSetVersion": "a prompt set of that name is made for whoever imports, of a good artifact"}
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LACKING = ((403, "insufficient_scope"), (403, None))
@@ -203,7 +204,7 @@ def test_what_belongs_to_another_customer_is_not_found_and_stays_as_it_is(
         reply = operation.send(serving, estate, stranger)
         asked = f"{estate.path(operation.path)}{estate.request(operation.id)}"
         told = [each for each in owned if each in reply.text.replace("-", "") and each not in asked]
-        found = answer(reply) if operation.names(estate) else (404, "not_found")
+        found = answer(reply) if operation.names(estate) and operation.id not in NAMES_NOTHING else (404, "not_found")
         if found not in ((404, "not_found"), (404, None)) or told or reply.status_code >= 500:
             wrong.append((operation, reply.status_code, reply.text))
         assert rows(database, estate.customer_id) == before, operation

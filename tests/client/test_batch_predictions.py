@@ -118,3 +118,30 @@ def test_the_command_waits_shows_progress_and_writes_the_results(
         main(["predict-batch", "ds_1", "--prompt-set", "birds", "--output", "results.xlsx"])
     assert ended.value.code == 1
     assert len(server.received) == 6
+
+
+def test_a_comparison_is_shown_with_its_classes_and_its_flips(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BPT_URL", server.url)
+    monkeypatch.setenv("BPT_API_KEY", "bpt_key")
+    compared = {
+        **{"images": 4, "errors": 0, "lost": 2, "won": 1, "agreement": 0.25, "p_value": 0.5},
+        "a": {"prompt_set": "birds:1", "accuracy": 0.75, "calibration_error": None},
+        "b": {"prompt_set": "birds:2", "accuracy": 0.5, "calibration_error": 0.125},
+        "classes": [{"name": "crow", "images": 1, "a": 1.0, "b": 0.0}],
+    }
+    server.will(server.json(compared))
+    with pytest.raises(SystemExit):
+        main(["batch-predictions", "compare", "job_1", "birds:1", "birds:2"])
+    told = capsys.readouterr().out
+    assert all(each in told for each in ("75.0 %", "50.0 %", "12.5 %", "crow", "2 that birds:1 is right about"))
+    server.will(server.page({"image": "1.png", "flip": "lost", "labels": ["owl"], "a": ["owl"], "b": ["crow"]}))
+    with pytest.raises(SystemExit):
+        main(["batch-predictions", "compare", "job_1", "birds:1", "birds:2", "--flips"])
+    assert "1.png" in capsys.readouterr().out
+    at = "/v1/batch-predictions/job_1/comparison"
+    assert [request.path for request in server.received] == [
+        f"{at}?a=birds%3A1&b=birds%3A2",
+        f"{at}/images?limit=100&a=birds%3A1&b=birds%3A2",
+    ]

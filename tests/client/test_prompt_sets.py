@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,3 +135,19 @@ def test_a_check_is_followed_and_told(server: Any, bpt: Any, passed: bool, code:
     assert server.received[0].path == "/v1/prompt-sets/flowers/versions/3/gate-checks"
     server.will(server.page(CHECK))
     assert json.loads(bpt("prompt-sets", "checks", "flowers:3", "--json")[1])[0]["metrics"]["top1"] == 0.95
+
+
+def test_an_artifact_is_imported_with_its_digest(server: Any, bpt: Any, tmp_path: Path) -> None:
+    path = tmp_path / "flowers.safetensors"
+    path.write_bytes(b"artifact")
+    server.will(server.json({**VERSION, "imported": True, "seed": None}, 201))
+    code, told, _ = bpt("prompt-sets", "import", "flowers", str(path))
+    assert (code, "flowers:3" in told) == (0, True)
+    [request] = server.received
+    assert (request.method, request.path, request.body) == ("POST", "/v1/prompt-sets/flowers/versions", b"artifact")
+    assert request.headers["Content-Type"] == "application/vnd.safetensors"
+    digest = base64.b64encode(hashlib.sha256(b"artifact").digest()).decode()
+    assert request.headers["Content-Digest"] == f"sha-256=:{digest}:"
+    assert request.headers["Idempotency-Key"]
+    code, _, why = bpt("prompt-sets", "import", "flowers", str(tmp_path / "none"))
+    assert (code, "cannot be read" in why) == (1, True)

@@ -50,6 +50,10 @@ def test_a_prompt_set_predicts_exactly_the_same_after_the_round_trip(
     assert again.calibration == tuned.calibration
 
 
+def test_the_bytes_of_an_artifact_that_was_taken_in_again_are_the_same(tuned: PromptSet) -> None:
+    assert artifact.to_bytes(artifact.from_bytes(artifact.to_bytes(tuned))) == artifact.to_bytes(tuned)
+
+
 def test_the_accuracy_reported_by_tuning_is_that_of_the_served_artifact(
     backbone: Backbone, flowers: PackedDataset
 ) -> None:
