@@ -14,7 +14,7 @@ MEANINGS = {
     "alias_limit": "The prompt set has as many aliases as it can. Remove one.",
     "alias_moved": "The alias is not where you expected it. Read it, and decide again.",
     "alias_no_history": "There is nothing to roll back to. Move the alias to the version you want.",
-    "comparison_mismatch": "The images have no labels, or some of classes that a prompt set does not know. Predict others.",
+    "comparison_mismatch": "The images have no labels, or classes that a prompt set does not know. Take others.",
     "conflict": "What you ask for does not go with the state things are in. Read it again.",
     "dataset_in_use": "An unfinished job needs the dataset. Wait for it, or cancel it.",
     "dataset_not_indexed": "This version is from before single items were kept. Upload the dataset again.",
