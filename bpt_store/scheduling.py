@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, and_, case, false, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from bpt_store.models import TERMINAL_STATES, Customer, Job, JobKind, JobState, QueueShare
@@ -55,8 +55,7 @@ def choose(session: Session, kind: JobKind, running_limit: int | None = None) ->
         turn = session.execute(
             select(QueueShare.customer_id, Customer.weight)
             .join(Customer, Customer.id == QueueShare.customer_id)
-            .where(QueueShare.kind == kind, QueueShare.queued > 0, Customer.suspended_at.is_(None))
-            .where(_may_run(running_limit), _has_available_job())
+            .where(QueueShare.kind == kind, QueueShare.queued > 0, _may_run(running_limit), _has_available_job())
             .order_by(QueueShare.served, QueueShare.customer_id)
             .limit(1)
             .with_for_update(of=QueueShare, skip_locked=skip_locked)
@@ -199,7 +198,9 @@ def _is_of_active_customer() -> ColumnElement[bool]:
 
 def _may_run(running_limit: int | None) -> ColumnElement[bool]:
     limit = func.coalesce(Customer.running_jobs_limit, running_limit)
-    return or_(limit.is_(None), QueueShare.running < limit)
+    # One condition: of `suspended_at IS NULL` by itself PostgreSQL thinks that hardly anybody is, and sorts them all.
+    is_suspended = Customer.suspended_at.is_not(None)
+    return case((is_suspended, false()), else_=or_(limit.is_(None), QueueShare.running < limit))
 
 
 def _now(kind: JobKind) -> ScalarSelect[float]:
