@@ -18,7 +18,7 @@ from bpt_store import audit, customers, logs
 from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
 from bpt_store.db import Database
-from bpt_store.errors import Unauthenticated
+from bpt_store.errors import NotFound, Unauthenticated
 from bpt_store.idempotency import Sender
 from bpt_store.models import JobKind
 from bpt_store.objects import Objects
@@ -150,3 +150,10 @@ WebhookSecretSession = Annotated[
 
 Limit = Annotated[int, Query(ge=1, le=100, description="how many at most")]
 After = Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")]
+
+
+def numbered(after: str | None, noun: str, *, most_digits: int = 9) -> int | None:
+    """A cursor that is the number of a `noun`. NotFound."""
+    if after is not None and not (after.isascii() and after.isdigit() and len(after) <= most_digits):
+        raise NotFound(f"there is no {noun} {after!r}")
+    return int(after) if after else None

@@ -120,12 +120,14 @@ def rollback(
     prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
     _Expectation(expected_version, condition).check(session, prompt_set_id, alias, current)
-    version = _before(session, prompt_set_id, alias) if to_version is None else to_version
+    version = to_version
     if version is None:
-        raise Conflict(
-            f"the alias {alias!r} was made at version {current} and not moved since", code="alias_no_history"
-        )
-    if session.scalar(_moves(prompt_set_id, alias).where(AliasMove.to_version == version).limit(1)) is None:
+        version = _before(session, prompt_set_id, alias)
+        if version is None:
+            raise Conflict(
+                f"the alias {alias!r} was made at version {current} and not moved since", code="alias_no_history"
+            )
+    elif session.scalar(_moves(prompt_set_id, alias).where(AliasMove.to_version == version).limit(1)) is None:
         raise Conflict(f"the alias {alias!r} never was at version {version}", code="alias_no_history")
     _check_published(session, prompt_set_id, version)
     return _point(session, prompt_set, alias, current, version, _By(actor, request_id))

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from bpt_store import jobs, prompt_sets
-from bpt_store.errors import Damaged
-from bpt_store.models import DatasetVersion, Job, JobKind
+from bpt_store.errors import Conflict, Damaged
+from bpt_store.models import DatasetVersion, Job, JobKind, JobState
 from bpt_store.scheduling import Priority
 
 
@@ -46,11 +46,22 @@ def create(
     )
 
 
+def references(job: Job) -> list[str]:
+    """The versions that the job predicts with, as `name:3`, in its order."""
+    return [f"{used['name']}:{used['version']}" for used in job.payload["prompt_sets"]]
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """What came of it. Conflict `job_unfinished` where it has not succeeded."""
+    if job.state is not JobState.SUCCEEDED or job.result is None:
+        raise Conflict(f"the job is {job.state}; results are there once it has succeeded", code="job_unfinished")
+    return job.result
+
+
 def artifacts(session: Session, job: Job) -> list[bytes]:
     """Those the job was created with, in its order; Damaged where one is another by now."""
     found = []
-    for used in job.payload["prompt_sets"]:
-        reference = f"{used['name']}:{used['version']}"
+    for reference, used in zip(references(job), job.payload["prompt_sets"], strict=True):
         _, version = prompt_sets.resolve(session, reference)
         if version.artifact_sha256 != used["artifact_sha256"]:
             raise Damaged(f"{reference} is not what it was when the job was created")

@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from bpt_store import batch_predictions
 from bpt_store.models import Evaluation, Gate, Job, PromptSet, PromptSetVersion
 
 
 def keep(session: Session, job: Job, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Part of the job's last transaction: {"birds:3": metrics}. A version that was deleted meanwhile has none."""
-    for used in job.payload["prompt_sets"]:
-        found = metrics.get(f"{used['name']}:{used['version']}")
+    for reference, used in zip(batch_predictions.references(job), job.payload["prompt_sets"], strict=True):
+        found = metrics.get(reference)
         if found is None:
             continue
         version = (

@@ -104,8 +104,8 @@ def lock(session: Session, prompt_set_id: UUID) -> PromptSet:
     return prompt_set
 
 
-def delete(session: Session, name: str) -> None:
-    """With all versions and the history of its aliases. A prompt set made anew under the name is another one.
+def delete(session: Session, name: str) -> PromptSet:
+    """With all versions and the history of its aliases -> what it was. One made anew under the name is another one.
 
     Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it.
     """
@@ -124,6 +124,7 @@ def delete(session: Session, name: str) -> None:
     if session.scalar(unfinished.limit(1)) is not None:
         raise Conflict("an unfinished tuning job is to publish into the prompt set", code="prompt_set_in_use")
     session.execute(sql_delete(PromptSet).where(PromptSet.id == prompt_set.id))
+    return prompt_set
 
 
 def publish(
@@ -189,8 +190,8 @@ def unarchive(session: Session, name: str, number: int) -> PromptSetVersion:
     return version
 
 
-def delete_version(session: Session, name: str, number: int) -> None:
-    """Its number is not given again. Conflict `version_not_archived`, `version_in_use`."""
+def delete_version(session: Session, name: str, number: int) -> PromptSetVersion:
+    """What it was; its number is not given again. Conflict `version_not_archived`, `version_in_use`."""
     version = _locked(session, name, number)
     _check_unused(session, version)  # archived by an older release it may have an alias yet
     if version.archived_at is None:
@@ -199,6 +200,7 @@ def delete_version(session: Session, name: str, number: int) -> None:
     prompt_set.last_deleted = max(prompt_set.last_deleted, number)
     session.delete(version)
     session.flush()
+    return version
 
 
 def _locked(session: Session, name: str, number: int) -> PromptSetVersion:

@@ -220,7 +220,7 @@ def complete(session: Session, upload_id: UUID, *, sha256: str | None, seconds: 
         assert upload.version is not None
         return Made(upload.dataset_id, upload.version), False
     if is_over:
-        raise Conflict("the upload has expired", code="upload_expired")
+        raise _expired()
     parts = parts_of(session, upload_id)
     _refuse_incomplete(upload, parts)
     upload.expires_at = _after(seconds)
@@ -232,7 +232,7 @@ def finish_whole(session: Session, upload_id: UUID, part: Part) -> Made:
     try:
         upload = _open(session, upload_id)
     except NotFound:
-        raise Conflict("the upload has expired", code="upload_expired") from None
+        raise _expired() from None
     kept = UploadPart(
         upload_id=upload_id,
         number=part.number,
@@ -333,13 +333,17 @@ def _missing(upload_id: UUID) -> NotFound:
     return NotFound(f"there is no {ids.public(ids.UPLOAD, upload_id)!r}")
 
 
+def _expired() -> Conflict:
+    return Conflict("the upload has expired", code="upload_expired")
+
+
 def _open(session: Session, upload_id: UUID) -> Upload:
     """Locked, as long as something can still be sent. NotFound, Conflict `upload_complete`, `upload_expired`."""
     upload, is_over = _look(session, upload_id)
     if upload.dataset_id is not None:
         raise Conflict("the upload is complete", code="upload_complete")
     if is_over:
-        raise Conflict("the upload has expired", code="upload_expired")
+        raise _expired()
     return upload
 
 

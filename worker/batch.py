@@ -38,8 +38,8 @@ class BatchPredict:
             "split": job.payload["split"],
             "top_k": job.payload["top_k"],
             "prompt_sets": {
-                f"{used['name']}:{used['version']}": f"prompt-set-{index}.safetensors"
-                for index, used in enumerate(prompt_sets)
+                reference: f"prompt-set-{index}.safetensors"
+                for index, reference in enumerate(batch_predictions.references(job))
             },
             "weights": {used["backbone"]: inputs.local_weights(worker, used["backbone"]) for used in prompt_sets},
             "parts": [f"earlier-{index}.parquet" for index in range(len(parts))],

@@ -229,7 +229,7 @@ def _record(attempt: _Attempt, message: dict[str, Any]) -> None:
     stored: dict[str, Any] | None = None
     if name := message.get("checkpoint"):
         path = attempt.directory / name
-        key = f"jobs/{attempt.job.id.hex}/{attempt.job.attempt}/{name}"
+        key = f"{jobs.work_prefix(attempt.job.id)}{attempt.job.attempt}/{name}"
         stored = attempt.worker.objects.put_file(key, path)
         path.unlink()
     attached = message.get("attached")

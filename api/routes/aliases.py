@@ -11,12 +11,11 @@ from sqlalchemy.orm import Session
 
 from api import schemas
 from api.conditions import Conditions
-from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, require
+from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, numbered, require
 from api.idempotency import OnceRoute
 from api.problems import responses
 from bpt_store import aliases, ids, logs, prompt_sets
 from bpt_store.customers import Identity, Scope
-from bpt_store.errors import NotFound
 from bpt_store.models import PromptSet
 
 router = APIRouter(prefix="/v1/prompt-sets/{name}/aliases", tags=["prompt-sets"], route_class=OnceRoute)
@@ -134,10 +133,8 @@ def list_prompt_set_alias_moves(
     name: str, alias: AliasName, session: PromptsReadSession, limit: Limit = 20, after: After = None
 ) -> schemas.Page[schemas.AliasMove]:
     prompt_set = prompt_sets.get(session, name)
-    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
-        raise NotFound(f"there is no move {after!r}")
-    number = int(after) if after else None
-    rows, has_more = aliases.history(session, prompt_set.id, alias, after=number, limit=limit)
+    cursor = numbered(after, "move")
+    rows, has_more = aliases.history(session, prompt_set.id, alias, after=cursor, limit=limit)
     data = [schemas.AliasMove.of(row) for row in rows]
     return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
 

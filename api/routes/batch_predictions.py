@@ -145,9 +145,7 @@ def download_batch_prediction_results(
     wanted: Annotated[ResultsFormat, Query(alias="format")] = ResultsFormat.JSONL,
 ) -> StreamingResponse:
     job = jobs.get(session, ids.parse(ids.JOB, job_id), KIND)
-    if job.state is not JobState.SUCCEEDED or job.result is None:
-        raise Problem("job_unfinished", f"the job is {job.state}; results are there once it has succeeded")
-    file = job.result["files"][wanted]
+    file = batch_predictions.result_of(job)["files"][wanted]
     return StreamingResponse(
         services.objects.open(file["key"]),
         media_type=wanted.media_type,

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Body, Path, Response
 from sqlalchemy import select
 
 from api import schemas
-from api.deps import After, JobsReadSession, JobsWriteSession, Limit
+from api.deps import After, JobsReadSession, JobsWriteSession, Limit, numbered
 from api.idempotency import OnceRoute
 from api.problems import responses
 from bpt_store import audit, checkpoints, ids, jobs
 from bpt_store.audit import Action, Fact
-from bpt_store.errors import NotFound
 from bpt_store.models import JobCheckpoint, JobKind
 from bpt_store.paging import page
 
@@ -27,10 +26,9 @@ def list_tuning_job_checkpoints(
     job_id: str, session: JobsReadSession, limit: Limit = 20, after: After = None
 ) -> schemas.Page[schemas.Checkpoint]:
     job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
-    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
-        raise NotFound(f"there is no epoch {after!r}")
+    cursor = numbered(after, "epoch")
     query = select(JobCheckpoint).where(JobCheckpoint.job_id == job.id)
-    rows, has_more = page(session, query, JobCheckpoint.epoch, int(after) if after else None, limit)
+    rows, has_more = page(session, query, JobCheckpoint.epoch, cursor, limit)
     data = [schemas.Checkpoint.of(row) for row in rows]
     return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].epoch) if has_more else None)
 

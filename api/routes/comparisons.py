@@ -11,15 +11,15 @@ from fastapi import APIRouter, Depends, Query
 
 from api import schemas
 from api.comparison_schemas import Comparison, FlippedImage
-from api.deps import After, Limit, ServicesDep, customer_of, require
+from api.deps import After, Limit, ServicesDep, customer_of, numbered, require
 from api.problems import Problem, responses
 from bpt_core import comparison
 from bpt_core.comparison import Flip, Pair
 from bpt_core.tally import task_of
-from bpt_store import ids, jobs
+from bpt_store import batch_predictions, ids, jobs
 from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
-from bpt_store.models import Job, JobKind, JobState
+from bpt_store.models import JobKind
 from bpt_store.objects import Objects
 
 router = APIRouter(prefix="/v1/batch-predictions/{job_id}/comparison", tags=["batch-predictions"])
@@ -57,8 +57,8 @@ def _compared(
 ) -> _Compared:
     with services.database.customer(customer_of(identity)) as session:
         job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.BATCH_PREDICT)
-        result = _result(job)
-        prompt_sets = [f"{used['name']}:{used['version']}" for used in job.payload["prompt_sets"]]
+        result = batch_predictions.result_of(job)
+        prompt_sets = batch_predictions.references(job)
     if a == b:
         raise Problem("invalid_request", "a and b are the same", param="b")
     for name, reference in (("a", a), ("b", b)):
@@ -72,12 +72,6 @@ def _compared(
 
 
 ComparedDep = Annotated[_Compared, Depends(_compared)]
-
-
-def _result(job: Job) -> dict[str, Any]:
-    if job.state is not JobState.SUCCEEDED or job.result is None:
-        raise Problem("job_unfinished", f"the job is {job.state}; results are there once it has succeeded")
-    return job.result
 
 
 @router.get(
@@ -103,10 +97,9 @@ def list_flipped_images(
     limit: Limit = 20,
     after: After = None,
 ) -> schemas.Page[FlippedImage]:
-    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 12):
-        raise NotFound(f"there is no image {after!r}")
+    cursor = numbered(after, "image", most_digits=11)
     wanted = [flip] if flip else [*Flip]
-    pairs = compared.pairs(int(after) + 1 if after else 0)
+    pairs = compared.pairs(0 if cursor is None else cursor + 1)
     found = list(islice((pair for pair in pairs if pair.flip in wanted), limit + 1))
     has_more, found = len(found) > limit, found[:limit]
     data = [FlippedImage.of(pair) for pair in found]

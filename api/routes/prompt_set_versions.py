@@ -11,14 +11,13 @@ from sqlalchemy.orm import Session
 from api import schemas
 from api.artifact_body import CODES, REQUEST_BODY, ArtifactDep
 from api.conditions import ASK_AGAIN, NOT_MODIFIED, IfNoneMatch, is_known, unless_known
-from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, customer_of, require
+from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, customer_of, numbered, require
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
 from bpt_store import audit, ids, models, prompt_sets
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
-from bpt_store.errors import NotFound
 from bpt_store.models import PromptSetVersion
 from bpt_store.paging import page
 from bpt_store.prompt_sets import NAME_PATTERN
@@ -65,14 +64,13 @@ def list_prompt_set_versions(
     archived: Annotated[bool | None, Query(description="only archived ones, or only others; absent: all")] = None,
 ) -> schemas.Page[schemas.PromptSetVersion]:
     prompt_set = prompt_sets.get(session, name)
-    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
-        raise NotFound(f"there is no version {after!r}")
+    cursor = numbered(after, "version")
     query = select(PromptSetVersion).where(
         PromptSetVersion.prompt_set_id == prompt_set.id, PromptSetVersion.custom.contains(wanted(metadata))
     )
     if archived is not None:
         query = query.where(PromptSetVersion.archived_at.is_not(None) == archived)
-    rows, has_more = page(session, query, PromptSetVersion.version, int(after) if after else None, limit)
+    rows, has_more = page(session, query, PromptSetVersion.version, cursor, limit)
     data = [schemas.PromptSetVersion.of(name, row) for row in rows]
     return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].version) if has_more else None)
 
@@ -128,9 +126,7 @@ def unarchive_prompt_set_version(
     responses=responses("not_found", "version_in_use", "version_not_archived"),
 )
 def delete_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> None:
-    row = _version(session, name, version)
-    prompt_sets.delete_version(session, name, version)
-    _record(session, Action.SET_VERSION_DELETED, row)
+    _record(session, Action.SET_VERSION_DELETED, prompt_sets.delete_version(session, name, version))
 
 
 @router.get(

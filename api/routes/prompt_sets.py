@@ -72,8 +72,7 @@ def change_prompt_set(name: str, body: LabelChange, session: PromptsWriteSession
     responses=responses("not_found", "prompt_set_in_use"),
 )
 def delete_prompt_set(name: str, session: PromptsWriteSession) -> None:
-    row = prompt_sets.get(session, name)
-    prompt_sets.delete(session, name)
+    row = prompt_sets.delete(session, name)
     audit.record(session, Action.SET_DELETED, ids.public(ids.PROMPT_SET, row.id))
 
 
