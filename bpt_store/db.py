@@ -138,7 +138,12 @@ class LongLocks:
                 self._drop()
 
     def close(self) -> None:
+        """Gives all of them back first: PostgreSQL ends a closed connection, and what it holds, in its own time."""
         with self._guard:
+            if self._connection is not None:
+                with suppress(DBAPIError):
+                    self._connection.execute(text("SELECT pg_advisory_unlock_all()"))
+            self._held.clear()
             self._drop()
 
     def _ask(self, query: str, number: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,38 +11,17 @@ import torch
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from api.app import create_app
 from bpt_core import artifact, catalog
 from bpt_core.artifact import PromptSet
-from bpt_store import aliases, checkpoints, customers, ids, jobs, prompt_sets
+from bpt_store import aliases, checkpoints, ids, jobs, prompt_sets
 from bpt_store.checkpoints import Left
-from bpt_store.customers import CUSTOMER_SCOPES, Scope
+from bpt_store.customers import Scope
 from bpt_store.db import Database
 from bpt_store.models import Dataset, DatasetState, DatasetVersion, Job, JobKind
 from bpt_store.prompt_sets import Publication
-from bpt_store.settings import Role, Settings
 
 CLASSES = ["daisy", "rose"]
 RECIPE = {"method": "bpt-bilinear", "depth": "shallow", "prompts": 4, "rank": 2, "seed": 0}
-
-
-@pytest.fixture
-def open_client(settings: Settings, database: Database, customer_id: UUID) -> Iterator[Callable[..., TestClient]]:
-    """open_client(scopes): a client with a key of the customer."""
-    app = create_app(settings.model_copy(update={"role": Role.API}))
-
-    def make(scopes: Any = CUSTOMER_SCOPES) -> TestClient:
-        with database.system() as session:
-            _, token = customers.create_key(session, customer_id, "tests", scopes)
-        return TestClient(app, headers={"Authorization": f"Bearer {token}"})
-
-    with TestClient(app):
-        yield make
-
-
-@pytest.fixture
-def http(open_client: Callable[..., TestClient]) -> TestClient:
-    return open_client()
 
 
 @pytest.fixture

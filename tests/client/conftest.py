@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from bpt_client.cli import main
+
 
 @dataclass
 class Received:
@@ -135,3 +137,18 @@ def server() -> Iterator[Server]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def bpt(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line against the server -> (exit code, standard output, standard error)."""
+    monkeypatch.setenv("BPT_URL", server.url)
+    monkeypatch.setenv("BPT_API_KEY", "bpt_key")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run

@@ -6,10 +6,8 @@ import json
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from rich.console import Console
 
-from bpt_client.cli import main
 from bpt_client.models import JobEvent, parse
 from bpt_client.terminal import duration, size
 from bpt_client.watch import JobWatch
@@ -18,21 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.client.conftest import Server
-
-
-@pytest.fixture
-def bpt(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command line against the server -> (exit code, standard output, standard error)."""
-    monkeypatch.setenv("BPT_URL", server.url)
-    monkeypatch.setenv("BPT_API_KEY", "bpt_key")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
 
 
 def test_an_error_of_the_service_is_one_line_and_exit_code_1(server: Server, bpt: Any) -> None:

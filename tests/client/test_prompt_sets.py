@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from bpt_client import Client
-from bpt_client.cli import main
 
 TIME = "2026-01-02T03:04:05Z"
 FLOWERS = {"id": "ps_1", "name": "flowers", "created_at": TIME}
@@ -19,21 +18,6 @@ VERSION = {
     **{"prompt_set": "flowers", "version": 3, "artifact_sha256": "ab", "artifact_bytes": 8, "backbone": "vit"},
     **{"backbone_fingerprint": "f", "class_names": ["daisy"], "created_at": TIME},
 }
-
-
-@pytest.fixture
-def bpt(server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """bpt("prompt-sets", "list") -> (exit code, output, errors)."""
-    monkeypatch.setenv("BPT_URL", server.url)
-    monkeypatch.setenv("BPT_API_KEY", "bpt_key")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
 
 
 def sent(server: Any) -> list[tuple[str, str, Any]]:

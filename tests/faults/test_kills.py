@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import psutil
-import pytest
 
 from bpt_store.models import JobKind
 from bpt_store.queue import Doorbell, celery_app
@@ -21,16 +20,6 @@ from tests.service import Customer, Service, eventually, has_ended
 
 EPOCHS = 9
 LONG: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4, "head_fit_epochs": 2, "views": 1}}
-
-
-@pytest.fixture
-def customer(service: Service) -> Customer:
-    return service.new_customer()
-
-
-@pytest.fixture
-def dataset(customer: Customer) -> dict[str, Any]:
-    return customer.upload(archives.flowers())
 
 
 def trainer(service: Service) -> psutil.Process:

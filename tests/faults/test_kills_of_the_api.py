@@ -19,7 +19,6 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from bpt_store.up import environment_of
-from tests import archives
 from tests.service import Customer, Service, eventually
 
 KEY = {"Idempotency-Key": "one and the same"}
@@ -31,16 +30,6 @@ HOLD_COMMIT = f"""
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold_commit()
 """
 LET_COMMIT = "DROP TRIGGER hold_commit ON idempotency_records; DROP FUNCTION hold_commit()"
-
-
-@pytest.fixture
-def customer(service: Service) -> Customer:
-    return service.new_customer()
-
-
-@pytest.fixture
-def dataset(customer: Customer) -> dict[str, Any]:
-    return customer.upload(archives.flowers())
 
 
 @contextmanager

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from tests import archives
 from tests.service import Customer, Service, eventually
 
 EPOCHS = 9
 LONG: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4, "head_fit_epochs": 2, "views": 1}}
-
-
-@pytest.fixture
-def customer(service: Service) -> Customer:
-    return service.new_customer()
-
-
-@pytest.fixture
-def dataset(customer: Customer) -> dict[str, Any]:
-    return customer.upload(archives.flowers())
 
 
 def events(customer: Customer, job: dict[str, Any]) -> list[dict[str, Any]]:

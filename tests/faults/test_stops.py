@@ -15,23 +15,12 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from bpt_store.up import environment_of
-from tests import archives
 from tests.service import Customer, Service, eventually
 
 EPOCHS = 2
 SHORT: dict[str, Any] = {"hyperparameters": {"epochs": EPOCHS, "batch_size": 4, "head_fit_epochs": 2, "views": 1}}
 # Of bpt_customer: the sweep may wait for a lock of the test's, too.
 WAITS = "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND usename = 'bpt_customer'"
-
-
-@pytest.fixture
-def customer(service: Service) -> Customer:
-    return service.new_customer()
-
-
-@pytest.fixture
-def dataset(customer: Customer) -> dict[str, Any]:
-    return customer.upload(archives.flowers())
 
 
 @contextmanager
