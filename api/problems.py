@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from psycopg.errors import ForeignKeyViolation
+from psycopg.errors import DiskFull, ForeignKeyViolation
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -109,10 +109,10 @@ STATUS: dict[str, int] = {
     "deadline_exceeded": 504,
     "insufficient_storage": 507,
 }
-# Any operation may meet these: a key that does not hold, a database that is away, a bug.
+# Any operation may meet these: a key that does not hold, a database that is away or full, a bug.
 _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
-    *("invalid_request", "internal_error", "database_unavailable"),
+    *("invalid_request", "internal_error", "database_unavailable", "insufficient_storage"),
 )
 _OF_HTTP_STATUS = {
     400: "body_unreadable",
@@ -288,6 +288,10 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OperationalError)
+    if isinstance(error.orig, DiskFull):
+        logger.error("database full", extra={"reason": str(error)})
+        return _reply(request, "insufficient_storage", "the database has no room left")
     logger.error("database away", extra={"reason": str(error)})
     return _reply(request, "database_unavailable", "the database cannot be reached right now")
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.faults [--schedules 200] [--seed 1] [--jobs 10] [--redis-away 60] [--json FILE]
 
-The whole service runs on loopback, with leases of 3 seconds and two workers that tune a ViT of two small blocks. A
-schedule is three seconds in which a client asks for jobs while processes are killed, frozen or asked to end: API,
-workers, starters, trainers, sweep, Redis (also emptied), PostgreSQL. The client asks again, with the same
-Idempotency-Key, until it has an answer, and keeps a ledger of what it was told.
+The whole service runs on loopback, with leases of 3 seconds and two workers that tune a ViT of two small blocks, the
+clock of the one an hour fast, that of the other an hour slow. A schedule is three seconds in which a client asks for
+jobs while processes are killed, frozen or asked to end: API, workers, starters, trainers, sweep, Redis (also emptied),
+PostgreSQL. The client asks again, with the same Idempotency-Key, until it has an answer, and keeps a ledger of what it
+was told.
 
 After every tenth schedule the service is left alone until all is done, for 60 seconds at most. Then ledger and database
 must agree: every job that was accepted has succeeded, once, with one version of its prompt set, its events numbered

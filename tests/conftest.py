@@ -26,6 +26,7 @@ from bpt_store.db import Database
 from bpt_store.embedded import EmbeddedServices
 from bpt_store.settings import Settings
 from migrations.config import alembic_config
+from tests import disks
 from tests.databases import TEMPLATE, Databases
 from tests.service import Service
 
@@ -109,6 +110,12 @@ def owner(settings: Settings) -> Iterator[Engine]:
 def customer_id(database: Database) -> UUID:
     with database.system() as session:
         return customers.create(session, "acme").id
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[disks.SmallDisk]:
+    with disks.mounted(tmp_path / "small") as disk:
+        yield disk
 
 
 @pytest.fixture(scope="session")

@@ -109,3 +109,13 @@ def test_a_worker_that_is_stopped_ends_in_order_and_its_job_is_finished_once(
         assert [each["version"] for each in http.get("/v1/prompt-sets/flowers/versions").json()["data"]] == [1]
     told = log.read_bytes()[told_before:].decode()
     assert "worker-tune ended with status 0" in told
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_work_ends_in_order(service: Service) -> None:
+    log = service.data_dir / "up.log"
+    told_before = len(log.read_bytes())
+    main = eventually(lambda: service.processes("--queues tune") or None, what="a worker")[0]
+    main.send_signal(signal.SIGTERM)
+    assert psutil.wait_procs([main], timeout=25)[1] == []
+    eventually(lambda: service.processes("--queues tune") or None, what="another worker")
+    assert "worker-tune ended with status 0" in log.read_bytes()[told_before:].decode()

@@ -45,6 +45,18 @@ def emptied(run: Run) -> bool:
         return bool(client.flushall())
 
 
+def test_workers_whose_clocks_are_hours_apart_let_one_another_be(run: Run) -> None:
+    """Leases live on the database's clock. See benchmarks/fault_service.py; it is so in all the tests here."""
+    environments = [worker.environ() for worker in VICTIMS["worker"](family(run))]
+    assert {each["SKEW_SECONDS"] for each in environments} == {"3600", "-3600"}
+    left = "SELECT extract(epoch FROM lease_expires_at - now()) AS seconds FROM jobs WHERE lease_expires_at IS NOT NULL"
+    ask(run, 4)
+    leases = eventually(lambda: run._rows(left) or None, what="a lease")
+    assert all(0 < lease.seconds <= LEASE for lease in leases)
+    assert run.settled().fine
+    assert run.reclaims() == [], "nobody took a job from somebody who lived"
+
+
 def test_a_redis_that_is_killed_and_emptied_costs_no_job(run: Run) -> None:
     workers = VICTIMS["worker"](family(run))
     for worker in workers:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -16,9 +11,9 @@ from bpt_store.db import Database
 from bpt_store.models import JobState
 from bpt_store.objects import Objects
 from bpt_store.settings import Settings
+from tests.disks import SmallDisk
 from tests.worker.labour import ask, job_of, labour, reasons
 
-ROOM = 1 << 20
 CHECKPOINT = """
 import os, pathlib
 (child.directory / "checkpoint").write_bytes(os.urandom(300_000))
@@ -26,38 +21,17 @@ child.event("epoch", {"epoch": 1}, checkpoint="checkpoint")
 """
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little room."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", place], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("only root may mount a file system")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
-def fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    assert shutil.disk_usage(disk).free == 0
-    return filler
-
-
 @pytest.mark.parametrize("full", ["work", "objects"])
 def test_a_job_on_a_full_disk_fails_with_a_code_and_succeeds_when_there_is_room(
-    settings: Settings, database: Database, customer_id: UUID, small_disk: Path, full: str
+    settings: Settings, database: Database, customer_id: UUID, small_disk: SmallDisk, full: str
 ) -> None:
     place = (
-        {"work_directory": small_disk / "work"} if full == "work" else {"objects_url": f"file://{small_disk}/objects"}
+        {"work_directory": small_disk.path / "work"}
+        if full == "work"
+        else {"objects_url": f"file://{small_disk.path}/objects"}
     )
     here = settings.model_copy(update=place)
-    filler = fill(small_disk)
+    small_disk.fill()
     job = ask(database, customer_id, CHECKPOINT)
     assert labour(here) == 3
     failed = job_of(database, customer_id, job)
@@ -67,7 +41,7 @@ def test_a_job_on_a_full_disk_fails_with_a_code_and_succeeds_when_there_is_room(
     assert all(each.startswith("insufficient_storage: ") for each in reasons(database, customer_id, job))
     assert Objects(here.objects_url).keys("") == []
     assert [*here.work_directory.glob("*")] == []
-    filler.unlink()
+    small_disk.make_room()
     with database.customer(customer_id) as session:
         jobs.retry(session, job)
     assert labour(here) == 1
