@@ -4,9 +4,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Two processes of one thread each, a file of tests at a time: a process that needs the service starts its own.
+# Processes of one thread each: two run the service and wait half of their time. See tests/sharing.py.
 ONE_THREAD := OMP_NUM_THREADS=1
-TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+THREE_AT_A_TIME := -n 3 --no-loadscope-reorder
 
 .PHONY: demo test check fast-tests format lock clean
 
@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	@$(BIN)/bpt demo
 
 test: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/pytest $(TWO_AT_A_TIME)
+	@$(ONE_THREAD) $(BIN)/pytest $(THREE_AT_A_TIME)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ check: $(INSTALLED)
 	@$(MAKE) --no-print-directory fast-tests
 
 fast-tests: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/pytest $(TWO_AT_A_TIME) -m "not slow"
+	@$(ONE_THREAD) $(BIN)/pytest $(THREE_AT_A_TIME) -m "not slow"
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -29,17 +29,22 @@ from migrations.config import alembic_config
 from tests import disks
 from tests.databases import TEMPLATE, Databases
 from tests.service import Service
+from tests.sharing import Sharing
 
 PASSWORD = "only-in-tests"
-LONGEST = ("faults", "e2e", "benchmarks")
+LONGEST = {"faults": 0, "e2e": 1, "benchmarks": 2}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the service is slow; files that take longest come first, so that none is left over at the end."""
+    """What needs the service is slow; what takes longest comes first, so that none of it is left over at the end."""
     for item in items:
         if "service" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+    items.sort(key=lambda item: LONGEST.get(item.path.parent.name, len(LONGEST)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> Sharing:
+    return Sharing(config)
 
 
 @pytest.fixture(scope="session")
