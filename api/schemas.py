@@ -303,6 +303,13 @@ class Dataset(DatasetContents):
         )
 
 
+class DatasetChange(Request):
+    """What is absent stays as it is; metadata are replaced as a whole."""
+
+    name: Name | None = Field(None, examples=["birds"])
+    metadata: Metadata | None = None
+
+
 def _shown(row: models.DatasetVersion) -> dict[str, Any]:
     """The fields of DatasetContents."""
     known = row.source_sha256 is not None or bool(row.source_bytes)

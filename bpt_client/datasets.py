@@ -126,6 +126,13 @@ class Datasets:
         wanted = {key: value for key, value in body.items() if value != []}
         return self._transport.send(DatasetVersion, f"{_path(dataset_id)}/versions", wanted)
 
+    def describe(
+        self, dataset_id: str, *, name: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Dataset:
+        """None leaves a part as it is; metadata are replaced as a whole."""
+        body = {"name": name, "metadata": None if metadata is None else dict(metadata)}
+        return parse(Dataset, decode(self._transport.once("PATCH", _path(dataset_id), json=body)))
+
     def list(self) -> Iterator[Dataset]:
         return self._transport.pages(Dataset, _DATASETS)
 

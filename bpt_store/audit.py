@@ -41,6 +41,7 @@ class Action(StrEnum):
     UPLOAD_COMPLETED = "upload.completed"
     UPLOAD_DELETED = "upload.deleted"
     DATASET_CREATED = "dataset.created"
+    DATASET_CHANGED = "dataset.changed"
     DATASET_DELETED = "dataset.deleted"
     VERSION_CREATED = "dataset.version.created"
     JOB_CREATED = "tuning_job.created"

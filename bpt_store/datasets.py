@@ -104,6 +104,18 @@ def get(session: Session, dataset_id: UUID, *, lock: bool = False) -> Dataset:
     return dataset
 
 
+def change(
+    session: Session, dataset_id: UUID, *, name: str | None = None, metadata: Mapping[str, str] | None = None
+) -> Dataset:
+    """What people call it and write on it; None leaves a part as it is."""
+    dataset = get(session, dataset_id)
+    if name is not None:
+        dataset.name = name
+    if metadata is not None:
+        dataset.custom = dict(metadata)
+    return dataset
+
+
 def in_the_making(session: Session, dataset_ids: Collection[UUID]) -> set[UUID]:
     """Those to which a version may be added before this transaction ends; the others are locked (system session)."""
     locked = session.scalars(select(Dataset.id).where(Dataset.id.in_(dataset_ids)).with_for_update(skip_locked=True))

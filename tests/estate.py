@@ -75,6 +75,7 @@ class Estate:
                 "content": b"zip",
                 "headers": {"Content-Type": "application/zip"},
             },
+            "changeDataset": {"json": {"name": "mine now"}},
             "createDatasetVersion": {"json": {"remove": [ITEM]}},
             "createUpload": {"json": {"dataset": dataset, "media_type": "application/zip"}},
             "putUploadPart": {"content": PART, "headers": {"Content-Digest": f"sha-256=:{digest}:"}},

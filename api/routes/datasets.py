@@ -47,6 +47,14 @@ def get_dataset_report(dataset_id: str, session: DatasetsReadSession) -> dict[st
     return version.report
 
 
+@router.patch("/{dataset_id}", summary="Change the name or the metadata", responses=responses("not_found"))
+def change_dataset(dataset_id: str, body: schemas.DatasetChange, session: DatasetsWriteSession) -> schemas.Dataset:
+    identifier = ids.parse(ids.DATASET, dataset_id)
+    dataset = datasets.change(session, identifier, name=body.name, metadata=body.metadata)
+    audit.record(session, Action.DATASET_CHANGED, dataset_id)
+    return schemas.Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
+
+
 @router.delete(
     "/{dataset_id}",
     status_code=204,

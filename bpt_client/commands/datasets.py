@@ -16,7 +16,7 @@ from bpt_client.commands.dataset_tables import show_contents, show_counts, show_
 from bpt_client.dataset_models import DatasetReport
 from bpt_client.files import written_whole
 from bpt_client.models import Dataset, DatasetVersion, parse
-from bpt_client.terminal import errors, first, show_json, show_table
+from bpt_client.terminal import errors, first, show_facts, show_json, show_table
 from bpt_client.uploads import OnSent
 
 app = typer.Typer(no_args_is_help=True, help="Upload datasets, look at them, change them.")
@@ -252,6 +252,20 @@ def report(
         show_json(found)
     else:
         show_report(parse(DatasetReport, found))
+
+
+@app.command()
+def describe(
+    context: typer.Context,
+    dataset: DatasetArgument,
+    name: Annotated[str | None, typer.Option(help="What it is called from now on.")] = None,
+    metadata: MetadataOption = None,
+) -> None:
+    """Change the name or the metadata of a dataset."""
+    kept = _pairs("--metadata", metadata)
+    with connect(context) as client:
+        changed = client.datasets.describe(_id(client, dataset), name=name, metadata=kept)
+    show_facts([("name", changed.name), *changed.metadata.items()])
 
 
 @app.command()

@@ -119,7 +119,9 @@ def tell_of_datasets(story: Story, dataset: str) -> None:
     story.do("post", "/v1/uploads/{upload_id}/complete", Action.UPLOAD_COMPLETED, upload_id=first)
     story.do("post", "/v1/uploads/{upload_id}/complete", None, upload_id=first)  # again changes nothing
     story.do("delete", "/v1/uploads/{upload_id}", Action.UPLOAD_DELETED, upload_id=second)
-    story.do("delete", "/v1/datasets/{dataset_id}", Action.DATASET_DELETED, dataset_id=dataset)
+    one = {"dataset_id": dataset}
+    story.do("patch", "/v1/datasets/{dataset_id}", Action.DATASET_CHANGED, **one, json={"name": "a new name"})
+    story.do("delete", "/v1/datasets/{dataset_id}", Action.DATASET_DELETED, **one)
 
 
 def tell_of_jobs(story: Story, dataset: str) -> dict[str, str]:

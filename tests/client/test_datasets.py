@@ -135,6 +135,15 @@ def test_a_change_names_items_and_what_becomes_of_them(server: Server, client: C
     assert len(server.received) == 2
 
 
+def test_a_dataset_is_named_and_labelled_anew(server: Server, client: Client) -> None:
+    named = {"id": "ds_1", "name": "lake", "state": "ready", "created_at": VERSION["created_at"]}
+    server.will(server.json(named))
+    assert client.datasets.describe("ds_1", name="lake").name == "lake"
+    (asked,) = server.received
+    assert (asked.method, asked.path) == ("PATCH", "/v1/datasets/ds_1")
+    assert json.loads(asked.body) == {"name": "lake", "metadata": None}
+
+
 def test_versions_come_in_pages(server: Server, client: Client) -> None:
     server.will(server.page(VERSION, cursor="2"), server.page({**VERSION, "number": 1, "base": None}))
     assert [(each.number, each.base) for each in client.datasets.versions("ds_1")] == [(2, 1), (1, None)]
