@@ -77,6 +77,9 @@ class Trouble(BaseModel):
 # --- customers and keys ---
 
 
+_NO_LIMIT = "0: no limit"
+
+
 class CustomerCreate(Request):
     name: Name
 
@@ -93,6 +96,9 @@ class CustomerChange(Request):
     quota_datasets: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     quota_images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     quota_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    images_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    upload_bytes_per_day: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
 
     def changes(self) -> dict[str, Any]:
         """As customers.change takes them."""
@@ -112,6 +118,9 @@ class Customer(BaseModel):
     quota_datasets: int | None
     quota_images: int | None
     quota_bytes: int | None
+    requests_per_minute: int | None = Field(description=_NO_LIMIT)
+    images_per_minute: int | None = Field(description=_NO_LIMIT)
+    upload_bytes_per_day: int | None = Field(description=_NO_LIMIT)
     created_at: datetime
 
     @classmethod
@@ -126,6 +135,9 @@ class Customer(BaseModel):
             quota_datasets=row.quota_datasets,
             quota_images=row.quota_images,
             quota_bytes=row.quota_bytes,
+            requests_per_minute=row.requests_per_minute,
+            images_per_minute=row.images_per_minute,
+            upload_bytes_per_day=row.upload_bytes_per_day,
             created_at=row.created_at,
         )
 

@@ -130,8 +130,9 @@ class Customers:
         return self._transport.fetch(Customer, f"/v1/customers/{segment(customer_id)}")
 
     def change(self, customer_id: str, **changes: str | float | None) -> Customer:
-        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`;
-        what is not given stays, and None is the service's own."""
+        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`,
+        `requests_per_minute`, `images_per_minute`, `upload_bytes_per_day`; what is not given stays, and None is the
+        service's own."""
         answer = self._transport.once("PATCH", f"/v1/customers/{segment(customer_id)}", json=changes)
         return parse(Customer, decode(answer))
 

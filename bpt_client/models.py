@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Customer:
-    """A limit or quota that is None is the service's own."""
+    """A limit, quota or rate that is None is the service's own; a rate of 0 is no limit."""
 
     id: str
     name: str
@@ -48,6 +48,9 @@ class Customer:
     quota_datasets: int | None = None
     quota_images: int | None = None
     quota_bytes: int | None = None
+    requests_per_minute: int | None = None
+    images_per_minute: int | None = None
+    upload_bytes_per_day: int | None = None
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,10 @@ class Customer(Base):
     quota_datasets: Mapped[int | None]
     quota_images: Mapped[int | None] = mapped_column(BigInteger)
     quota_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    # 0: no limit; see rate_limits.py
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    images_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    upload_bytes_per_day: Mapped[int | None] = mapped_column(BigInteger)
     suspended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
