@@ -38,6 +38,7 @@ from api.routes import (
     prompt_sets,
     tuning_jobs,
     uploads,
+    usage,
     webhook_deliveries,
     webhook_endpoints,
 )
@@ -48,7 +49,7 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
-    *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(customers, audit_log, usage, catalog, uploads, datasets, dataset_versions, dataset_items),
     *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
     *(webhook_endpoints, webhook_deliveries),
 )

@@ -64,10 +64,13 @@ def _identity(request: Request, services: ServicesDep, credentials: CredentialsD
     return identity
 
 
+IdentityDep = Annotated[Identity, Depends(_identity)]
+
+
 def require(scope: Scope) -> Callable[..., Identity]:
     """A dependency that gives the caller's identity if its key has `scope`."""
 
-    def check(identity: Annotated[Identity, Depends(_identity)]) -> Identity:
+    def check(identity: IdentityDep) -> Identity:
         if scope not in identity.scopes:
             raise Problem("insufficient_scope", f"the API key lacks the scope {scope}")
         return identity

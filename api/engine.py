@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.deps import customer_of
+from api.metering import Meter
 from api.metrics import PredictionMetrics, ResidencyMetrics
 from api.problems import Problem
 from api.rate_limits import RateLimits
@@ -50,6 +51,7 @@ class Serving:
         self._settings, self._database, self._rate_limits = settings, database, rate_limits
         self.is_ready = False
         self.metrics = PredictionMetrics(registry)
+        self._meter = Meter(database, settings.usage_write_seconds)
         self._device = device_named(settings.device)
         self._engine = Engine(
             self._make_predictor,
@@ -63,9 +65,11 @@ class Serving:
     def begin(self) -> None:
         """In the background: /healthz answers at once, /readyz when it is done."""
         threading.Thread(target=self._warm, name="warm", daemon=True).start()
+        self._meter.begin()
 
     def close(self) -> None:
         self._engine.close(self._settings.predict_seconds)
+        self._meter.close()
 
     def wanted(self, customer_id: UUID, version: PromptSetVersion) -> Wanted:
         """A version to apply. Equal artifacts are equal content, so they share what is on the device."""
@@ -81,10 +85,13 @@ class Serving:
         rows = sum(len(each) for each in wanted)
         await run_in_threadpool(self._rate_limits.take, request, identity, Limit.IMAGES, rows)
         try:
-            return await self._answer(request, customer_of(identity), inputs, wanted)
+            answer = await self._answer(request, customer_of(identity), inputs, wanted)
         except BptError:
             await run_in_threadpool(self._rate_limits.give_back, request, identity, Limit.IMAGES, rows)
             raise
+        predicted = sum(len(found) for found in answer.images if isinstance(found, list))
+        self._meter.count(customer_of(identity), predicted)
+        return answer
 
     async def _answer(
         self, request: Request, customer_id: UUID, inputs: Sequence[Input], wanted: Sequence[Sequence[Wanted]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -183,6 +183,30 @@ class ApiKey(BaseModel):
             revoked_at=row.revoked_at,
             last_used_at=row.last_used_at,
             token=token,
+        )
+
+
+class UsageDay(BaseModel):
+    """What a customer has used on a day (UTC), as far as it is over."""
+
+    customer: str
+    day: date
+    online_images: int = Field(description="predicted in requests, each as often as prompt sets were applied to it")
+    batch_images: int = Field(description="predicted by batch predictions that succeeded on that day, counted likewise")
+    tuning_seconds: float = Field(description="of workers on tuning jobs; an attempt counts when it ends")
+    batch_seconds: float = Field(description="of workers on batch predictions; an attempt counts when it ends")
+    stored_bytes: int | None = Field(description="kept when the day's sample was taken; null where there was none")
+
+    @classmethod
+    def of(cls, row: models.UsageDay) -> Self:
+        return cls(
+            customer=ids.public(ids.CUSTOMER, row.customer_id),
+            day=row.day,
+            online_images=row.online_images,
+            batch_images=row.batch_images,
+            tuning_seconds=round(row.tuning_seconds, 3),
+            batch_seconds=round(row.batch_seconds, 3),
+            stored_bytes=row.stored_bytes,
         )
 
 

@@ -69,6 +69,19 @@ class ApiKey:
 
 
 @dataclass(frozen=True)
+class UsageDay:
+    """What a customer has used on a day (UTC). `stored_bytes` is None where no sample was taken."""
+
+    customer: str
+    day: str
+    online_images: int
+    batch_images: int
+    tuning_seconds: float
+    batch_seconds: float
+    stored_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class AuditEntry:
     """What was done by which key, told by ids and numbers; `before` and `after` are what it changed."""
 

@@ -39,6 +39,7 @@ class Scope(StrEnum):
     PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
     AUDIT_READ = "audit:read"
+    USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
     ADMIN = "admin"

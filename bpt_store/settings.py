@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     predict_host_bytes: int = Field(
         4 << 30, ge=0, description="with a GPU, host memory for prompt sets that made room; they come back fast"
     )
+    usage_write_seconds: float = Field(
+        5, gt=0, description="how often is written down what was predicted online; a kill -9 loses so much of the count"
+    )
     bad_image_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable images a dataset may have")
     queued_jobs_limit: int = Field(100, gt=0, description="most unfinished jobs of one kind of a customer")
     job_checkpoints: int = Field(
