@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from api.metering import Meter
 from bpt_store import customers, jobs, uploads, usage
@@ -200,20 +201,16 @@ def test_usage_of_a_customer_who_is_gone_holds_up_nobody(database: Database, cus
 def test_the_sweep_notes_once_a_day_what_a_customer_stores(
     settings: Settings, database: Database, customer_id: UUID
 ) -> None:
-    plenty = Limits(datasets=9, images=9, stored_bytes=1 << 40)
+    def announce(session: Session, size_bytes: int) -> None:
+        plenty = Limits(datasets=9, images=9, stored_bytes=1 << 40)
+        intent, kind = Intent(name="d"), "application/zip"
+        uploads.begin(session, customer_id, intent, kind, limits=plenty, seconds=60, size_bytes=size_bytes)
+
     worker = Worker.create(settings)
     with celery_app(settings) as app:
         for size in (700, 800):
             with database.customer(customer_id) as session:
-                uploads.begin(
-                    session,
-                    customer_id,
-                    Intent(name="d"),
-                    "application/zip",
-                    limits=plenty,
-                    seconds=60,
-                    size_bytes=size,
-                )
+                announce(session, size)
             sweep_once(worker, Doorbell(app))
     worker.database.close()
     assert (used(database, customer_id).stored_bytes, used(database, customer_id).online_images) == (700, 0)
@@ -223,6 +220,7 @@ def test_the_sweep_notes_once_a_day_what_a_customer_stores(
         assert usage.unsampled(session, 9) == [customer_id]
     with database.customer(customer_id) as session:
         usage.sample(session, customer_id)
+        announce(session, 100)
         usage.sample(session, customer_id)
         rows, _ = usage.days(session, Span(), None, 9)
     assert [row.stored_bytes for row in rows] == [1500, 700]
