@@ -18,6 +18,7 @@ from api.inference_schemas import InferRequest
 from api.metrics import QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe, TellBrowsers
 from api.prediction_schemas import PredictionCreate
+from api.rate_limits import RateLimits, TellRateLimits
 from api.routes import (
     aliases,
     audit_log,
@@ -37,6 +38,7 @@ from api.routes import (
     prompt_sets,
     tuning_jobs,
     uploads,
+    usage,
     webhook_deliveries,
     webhook_endpoints,
 )
@@ -47,7 +49,7 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
-    *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(customers, audit_log, usage, catalog, uploads, datasets, dataset_versions, dataset_items),
     *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
     *(webhook_endpoints, webhook_deliveries),
 )
@@ -76,16 +78,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     objects = Objects(settings.objects_url)
-    app.state.services = Services(
+    registry = CollectorRegistry()
+    services = Services(
         settings=settings,
         database=Database(settings),
         objects=objects,
         indexes=Indexes(objects),
         doorbell=Doorbell(celery_app(settings)),
+        rate_limits=RateLimits(settings, registry),
     )
-    app.state.registry = CollectorRegistry()
-    app.state.registry.register(QueueMetrics(app.state.services.database))
-    app.state.serving = None
+    registry.register(QueueMetrics(services.database))
+    app.state.services, app.state.registry, app.state.serving = services, registry, None
     app.include_router(health.router)
     if settings.role in (Role.API, Role.ALL):
         for module in API_ROUTES:
@@ -94,12 +97,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # Only here, so that the role `api` never imports torch.
         from api.engine import Serving
 
-        app.state.serving = Serving(settings, app.state.services.database, app.state.registry)
+        app.state.serving = Serving(settings, services.database, services.rate_limits, registry)
     app.include_router(predictions.router)
     app.include_router(inference_protocol.router)
     problems.install(app, [PredictionCreate, InferRequest, *uploads.BODY_SCHEMAS])
+    app.add_middleware(TellRateLimits)
     app.add_middleware(LimitBody, limit_of=partial(_body_limit, settings))
-    app.add_middleware(Observe, metrics=RequestMetrics(app.state.registry))
+    app.add_middleware(Observe, metrics=RequestMetrics(registry))
     app.add_middleware(TellBrowsers)
     return app
 
@@ -111,6 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     if app.state.serving is not None:
         app.state.serving.close()
+    app.state.services.rate_limits.close()
     app.state.services.database.close()
 
 

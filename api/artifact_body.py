@@ -11,7 +11,7 @@ from api.deps import ServicesDep, require
 from api.idempotency import OnceDep
 from api.plans import offered
 from api.problems import Problem
-from api.receiving import AnnouncedDep, Body
+from api.receiving import Allowance, AnnouncedDep, Body
 from bpt_core import catalog, inspection
 from bpt_core.catalog import BackboneSpec
 from bpt_core.inspection import Contents
@@ -57,19 +57,23 @@ async def _whole(
     request: Request,
     services: ServicesDep,
     announced: AnnouncedDep,
-    _: Annotated[Identity, Depends(require(Scope.PROMPTS_WRITE))],
-    __: OnceDep,
+    identity: Annotated[Identity, Depends(require(Scope.PROMPTS_WRITE))],
+    _: OnceDep,
 ) -> bytes:
     """Once it is known who asks. Where there is an Idempotency-Key, `once` has read the body before."""
     if announced.media_type not in (SAFETENSORS, OCTETS):
         detail = f"send {SAFETENSORS}, not {announced.media_type or 'nothing'}"
         raise Problem("unsupported_media_type", detail)
     settings = services.settings
+    announced.refuse_over(settings.artifact_limit_bytes)
+    allowance = Allowance(request, services, identity)
+    await allowance.cover(announced.content_length or 0)
     body = Body(
         request,
         limit_bytes=settings.artifact_limit_bytes,
         stall_seconds=settings.upload_stall_seconds,
         expected=announced.sha256(),
+        on_growth=allowance.cover,
     )
     return await body.whole()
 

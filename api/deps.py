@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from api.idempotency import OnceDep
 from api.indexes import Indexes
 from api.problems import Problem
+from api.rate_limits import RateLimits
 from bpt_store import audit, customers, logs
 from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
@@ -23,6 +24,7 @@ from bpt_store.idempotency import Sender
 from bpt_store.models import JobKind
 from bpt_store.objects import Objects
 from bpt_store.queue import Doorbell
+from bpt_store.rate_limits import Limit as RateLimit
 from bpt_store.settings import Settings
 
 _bearer = HTTPBearer(auto_error=False, description="an API key: bpt_<id>_<secret>")
@@ -38,6 +40,7 @@ class Services:
     objects: Objects
     indexes: Indexes
     doorbell: Doorbell
+    rate_limits: RateLimits
 
 
 def services(request: Request) -> Services:
@@ -51,17 +54,23 @@ ServicesDep = Annotated[Services, Depends(services)]
 CredentialsDep = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
-def _identity(services: ServicesDep, credentials: CredentialsDep) -> Identity:
+def _identity(request: Request, services: ServicesDep, credentials: CredentialsDep) -> Identity:
+    """Whoever asks has made a request, whether it is refused or not. RateLimited."""
     if credentials is None:
         raise Unauthenticated("an API key is needed: Authorization: Bearer bpt_...")
     with services.database.system() as session:
-        return customers.authenticate(session, credentials.credentials)
+        identity = customers.authenticate(session, credentials.credentials)
+    services.rate_limits.take(request, identity, RateLimit.REQUESTS, 1)
+    return identity
+
+
+IdentityDep = Annotated[Identity, Depends(_identity)]
 
 
 def require(scope: Scope) -> Callable[..., Identity]:
     """A dependency that gives the caller's identity if its key has `scope`."""
 
-    def check(identity: Annotated[Identity, Depends(_identity)]) -> Identity:
+    def check(identity: IdentityDep) -> Identity:
         if scope not in identity.scopes:
             raise Problem("insufficient_scope", f"the API key lacks the scope {scope}")
         return identity

@@ -14,10 +14,14 @@ from typing import Any
 from uuid import UUID
 
 from prometheus_client import CollectorRegistry
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from api.deps import customer_of
+from api.metering import Meter
 from api.metrics import PredictionMetrics, ResidencyMetrics
 from api.problems import Problem
+from api.rate_limits import RateLimits
 from bpt_core import artifact, catalog
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
@@ -26,8 +30,10 @@ from bpt_core.engine import Answer, Engine, Input, Wanted
 from bpt_core.errors import BptError
 from bpt_core.predict import Predictor
 from bpt_store import prompt_sets
+from bpt_store.customers import Identity
 from bpt_store.db import Database
 from bpt_store.models import PromptSetVersion
+from bpt_store.rate_limits import Limit
 from bpt_store.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,10 +45,13 @@ CPU_BATCH_ROWS = 8  # larger ones leave the caches: ViT-S took 41 to 48 ms an im
 class Serving:
     """Made once per process. `begin` loads what is to be ready before the first request."""
 
-    def __init__(self, settings: Settings, database: Database, registry: CollectorRegistry) -> None:
-        self._settings, self._database = settings, database
+    def __init__(
+        self, settings: Settings, database: Database, rate_limits: RateLimits, registry: CollectorRegistry
+    ) -> None:
+        self._settings, self._database, self._rate_limits = settings, database, rate_limits
         self.is_ready = False
         self.metrics = PredictionMetrics(registry)
+        self._meter = Meter(database, settings.usage_write_seconds)
         self._device = device_named(settings.device)
         self._engine = Engine(
             self._make_predictor,
@@ -56,18 +65,37 @@ class Serving:
     def begin(self) -> None:
         """In the background: /healthz answers at once, /readyz when it is done."""
         threading.Thread(target=self._warm, name="warm", daemon=True).start()
+        self._meter.begin()
 
     def close(self) -> None:
         self._engine.close(self._settings.predict_seconds)
+        self._meter.close()
 
     def wanted(self, customer_id: UUID, version: PromptSetVersion) -> Wanted:
         """A version to apply. Equal artifacts are equal content, so they share what is on the device."""
         return Wanted(version.artifact_sha256, version.backbone, partial(self._fetch, customer_id, version))
 
     async def predict(
+        self, request: Request, identity: Identity, inputs: Sequence[Input], wanted: Sequence[Sequence[Wanted]]
+    ) -> Answer:
+        """Raises RateLimited, Problem `deadline_exceeded`, and what the engine does, which costs the caller nothing.
+
+        One who leaves is not computed for.
+        """
+        rows = sum(len(each) for each in wanted)
+        await run_in_threadpool(self._rate_limits.take, request, identity, Limit.IMAGES, rows)
+        try:
+            answer = await self._answer(request, customer_of(identity), inputs, wanted)
+        except BptError:
+            await run_in_threadpool(self._rate_limits.give_back, request, identity, Limit.IMAGES, rows)
+            raise
+        predicted = sum(len(found) for found in answer.images if isinstance(found, list))
+        self._meter.count(customer_of(identity), predicted)
+        return answer
+
+    async def _answer(
         self, request: Request, customer_id: UUID, inputs: Sequence[Input], wanted: Sequence[Sequence[Wanted]]
     ) -> Answer:
-        """Raises Problem `deadline_exceeded`, and what the engine does. A caller who leaves is not computed for."""
         answer = asyncio.wrap_future(self._engine.submit(customer_id, inputs, wanted))
         leaving = asyncio.ensure_future(_leave(request))
         try:

@@ -69,6 +69,7 @@ MEANINGS = {
     "upload_incomplete": "Parts are missing, or have the wrong size. Look at the upload, and send those.",
     "webhook_url_forbidden": "Webhooks do not go there: only to public addresses over https. Take another URL.",
     "queue_limit": "You have as many unfinished jobs as you may. Wait for some, or cancel some.",
+    "rate_limited": "Too much in too short a time; the detail says of what. Wait for `Retry-After`.",
     "internal_error": "A fault of ours. Try again; if it stays, tell us the `request_id`.",
     "prediction_failed": "The image was good and could not be computed all the same. Try again.",
     "artifact_integrity": "What is stored is not what was stored. Tell us the `request_id`.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -23,10 +24,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from api import rate_limits
 from api.meanings import MEANINGS
 from bpt_core.errors import BptError
 from bpt_store import logs
-from bpt_store.errors import StoreError
+from bpt_store.errors import RateLimited, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ STATUS: dict[str, int] = {
     "upload_incomplete": 422,
     "webhook_url_forbidden": 422,
     "queue_limit": 429,
+    "rate_limited": 429,
     "internal_error": 500,
     "prediction_failed": 500,
     "artifact_integrity": 503,
@@ -109,10 +112,10 @@ STATUS: dict[str, int] = {
     "deadline_exceeded": 504,
     "insufficient_storage": 507,
 }
-# Any operation may meet these: a key that does not hold, a database that is away or full, a bug.
+# Any operation may meet these: a key that does not hold, too many requests, a database that is away or full, a bug.
 _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
-    *("invalid_request", "internal_error", "database_unavailable", "insufficient_storage"),
+    *("invalid_request", "rate_limited", "internal_error", "database_unavailable", "insufficient_storage"),
 )
 _OF_HTTP_STATUS = {
     400: "body_unreadable",
@@ -211,6 +214,7 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
         for path, item in document["paths"].items():
             for operation in item.values() if _is_protocol(path) else ():
                 operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+        rate_limits.declare(document)
         for unused in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(unused, None)
         return document
@@ -240,9 +244,11 @@ def document(request: Request, code: str, detail: str, **more: Any) -> ProblemDo
     )
 
 
-def _reply(request: Request, code: str, detail: str, **more: Any) -> JSONResponse:
+def _reply(
+    request: Request, code: str, detail: str, *, retry_after_seconds: int = RETRY_AFTER_SECONDS, **more: Any
+) -> JSONResponse:
     body = document(request, code, detail, **more)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if body.status in (429, 503) else {}
+    headers = {"Retry-After": str(retry_after_seconds)} if body.status in (429, 503) else {}
     if body.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if body.status == 408:
@@ -264,7 +270,10 @@ async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem | StoreError | BptError)
     if error.code not in STATUS:
         return await unexpected(request, error)
-    return _reply(request, error.code, str(error), param=getattr(error, "param", None))
+    more: dict[str, Any] = {"param": getattr(error, "param", None)}
+    if isinstance(error, RateLimited):
+        more["retry_after_seconds"] = math.ceil(error.retry_after_seconds)
+    return _reply(request, error.code, str(error), **more)
 
 
 async def _validation(request: Request, error: Exception) -> Response:

@@ -25,6 +25,7 @@ from bpt_store import audit
 from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
 from bpt_store.idempotency import Reply, Sender
+from bpt_store.rate_limits import Limit as RateLimit
 
 BLOCK_BYTES = 1 << 20
 JSON = "application/json"
@@ -172,6 +173,26 @@ class Body:
             raise Problem("payload_too_large", f"at most {self._limit_bytes} bytes")
 
 
+@dataclass
+class Allowance:
+    """Of the bytes that a customer may send in a time: what a body announces is taken of it before it is read, and what
+    nobody announced as it comes.
+    """
+
+    request: Request
+    services: Services
+    identity: Identity
+    taken: int = 0
+
+    async def cover(self, size_bytes: int) -> None:
+        """RateLimited."""
+        more = size_bytes - self.taken
+        if more > 0:
+            take = self.services.rate_limits.take
+            await run_in_threadpool(take, self.request, self.identity, RateLimit.UPLOAD_BYTES, more)
+            self.taken = size_bytes
+
+
 @dataclass(frozen=True)
 class Answer:
     content: BaseModel
@@ -186,6 +207,7 @@ class Receiver:
     services: Services
     customer_id: UUID
     actor: Actor
+    allowance: Allowance
     once: Once | None = None
 
     async def transaction(self, action: Callable[[Session], Result]) -> Result:
@@ -223,7 +245,7 @@ async def _receiver(
 ) -> AsyncIterator[Receiver]:
     """Raises Replay for what was answered before. Conflict `idempotency_in_progress` before a body is read."""
     once, customer_id = Once.of(request), customer_of(identity)
-    receiver = Receiver(services, customer_id, actor(identity), once)
+    receiver = Receiver(services, customer_id, actor(identity), Allowance(request, services, identity), once)
     if once is None:
         yield receiver
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -77,6 +77,9 @@ class Trouble(BaseModel):
 # --- customers and keys ---
 
 
+_NO_LIMIT = "0: no limit"
+
+
 class CustomerCreate(Request):
     name: Name
 
@@ -93,6 +96,9 @@ class CustomerChange(Request):
     quota_datasets: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     quota_images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     quota_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    images_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    upload_bytes_per_day: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
 
     def changes(self) -> dict[str, Any]:
         """As customers.change takes them."""
@@ -112,6 +118,9 @@ class Customer(BaseModel):
     quota_datasets: int | None
     quota_images: int | None
     quota_bytes: int | None
+    requests_per_minute: int | None = Field(description=_NO_LIMIT)
+    images_per_minute: int | None = Field(description=_NO_LIMIT)
+    upload_bytes_per_day: int | None = Field(description=_NO_LIMIT)
     created_at: datetime
 
     @classmethod
@@ -126,6 +135,9 @@ class Customer(BaseModel):
             quota_datasets=row.quota_datasets,
             quota_images=row.quota_images,
             quota_bytes=row.quota_bytes,
+            requests_per_minute=row.requests_per_minute,
+            images_per_minute=row.images_per_minute,
+            upload_bytes_per_day=row.upload_bytes_per_day,
             created_at=row.created_at,
         )
 
@@ -171,6 +183,30 @@ class ApiKey(BaseModel):
             revoked_at=row.revoked_at,
             last_used_at=row.last_used_at,
             token=token,
+        )
+
+
+class UsageDay(BaseModel):
+    """What a customer has used on a day (UTC), as far as it is over."""
+
+    customer: str
+    day: date
+    online_images: int = Field(description="predicted in requests, each as often as prompt sets were applied to it")
+    batch_images: int = Field(description="predicted by batch predictions that succeeded on that day, counted likewise")
+    tuning_seconds: float = Field(description="of workers on tuning jobs; an attempt counts when it ends")
+    batch_seconds: float = Field(description="of workers on batch predictions; an attempt counts when it ends")
+    stored_bytes: int | None = Field(description="kept when the day's sample was taken; null where there was none")
+
+    @classmethod
+    def of(cls, row: models.UsageDay) -> Self:
+        return cls(
+            customer=ids.public(ids.CUSTOMER, row.customer_id),
+            day=row.day,
+            online_images=row.online_images,
+            batch_images=row.batch_images,
+            tuning_seconds=round(row.tuning_seconds, 3),
+            batch_seconds=round(row.batch_seconds, 3),
+            stored_bytes=row.stored_bytes,
         )
 
 

@@ -19,6 +19,7 @@ from bpt_client.commands import (
     predictions,
     prompt_sets,
     server,
+    usage,
     webhooks,
 )
 from bpt_client.commands.connection import Connection
@@ -38,6 +39,7 @@ app.add_typer(server.admin, name="admin")
 app.add_typer(customers.customers, name="customers")
 app.add_typer(customers.keys, name="keys")
 app.command()(audit_log.audit_log)
+app.command()(usage.usage)
 app.add_typer(datasets.app, name="datasets")
 app.command()(jobs.tune)
 app.add_typer(jobs.app, name="jobs")

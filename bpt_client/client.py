@@ -17,14 +17,15 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import BinaryIO, Self
+from urllib.parse import urlencode
 
 from bpt_client.batch_predictions import BatchPredictions
 from bpt_client.datasets import Datasets
 from bpt_client.errors import InputError
-from bpt_client.models import ApiKey, AuditEntry, Backbone, Customer, Method, Prediction, parse
+from bpt_client.models import ApiKey, AuditEntry, Backbone, Customer, Method, Prediction, UsageDay, parse
 from bpt_client.prompt_sets import PromptSets
 from bpt_client.transport import Transport, decode, segment
 from bpt_client.tuning_jobs import TuningJobs
@@ -85,6 +86,22 @@ class Client:
         given = {name: None if time is None else time.isoformat() for name, time in times.items()}
         return self._transport.pages(AuditEntry, path, {"action": action, "resource": resource, "actor": actor} | given)
 
+    def usage(
+        self, customer_id: str | None = None, *, first: date | None = None, last: date | None = None
+    ) -> Iterator[UsageDay]:
+        """What was used from the first day to the last (UTC), newest first; an administrator may leave out whose."""
+        return self._transport.pages(UsageDay, "/v1/usage", _usage_query(customer_id, first, last))
+
+    def usage_csv(
+        self, customer_id: str | None = None, *, first: date | None = None, last: date | None = None
+    ) -> Iterator[str]:
+        """The same as a table, piece by piece."""
+        query = {name: value for name, value in _usage_query(customer_id, first, last).items() if value is not None}
+        path = f"/v1/usage?{urlencode(query)}"
+        with self._transport.stream(path, {"Accept": "text/csv"}, self._transport.timeout) as chunks:
+            for chunk in chunks:
+                yield chunk.decode("ascii")
+
     def predict(
         self,
         images: Sequence[Image],
@@ -130,8 +147,9 @@ class Customers:
         return self._transport.fetch(Customer, f"/v1/customers/{segment(customer_id)}")
 
     def change(self, customer_id: str, **changes: str | float | None) -> Customer:
-        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`;
-        what is not given stays, and None is the service's own."""
+        """`name`, `weight`, `running_jobs_limit`, `queued_jobs_limit`, `quota_datasets`, `quota_images`, `quota_bytes`,
+        `requests_per_minute`, `images_per_minute`, `upload_bytes_per_day`; what is not given stays, and None is the
+        service's own."""
         answer = self._transport.once("PATCH", f"/v1/customers/{segment(customer_id)}", json=changes)
         return parse(Customer, decode(answer))
 
@@ -184,6 +202,11 @@ class ApiKeys:
 
     def revoke(self, key_id: str) -> ApiKey:
         return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/revoke")
+
+
+def _usage_query(customer_id: str | None, first: date | None, last: date | None) -> dict[str, str | None]:
+    days = {"from": first, "to": last}
+    return {"customer": customer_id} | {name: None if day is None else day.isoformat() for name, day in days.items()}
 
 
 def _image_part(image: Image, files: ExitStack) -> tuple[str, BinaryIO | bytes, str]:

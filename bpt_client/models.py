@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Customer:
-    """A limit or quota that is None is the service's own."""
+    """A limit, quota or rate that is None is the service's own; a rate of 0 is no limit."""
 
     id: str
     name: str
@@ -48,6 +48,9 @@ class Customer:
     quota_datasets: int | None = None
     quota_images: int | None = None
     quota_bytes: int | None = None
+    requests_per_minute: int | None = None
+    images_per_minute: int | None = None
+    upload_bytes_per_day: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,19 @@ class ApiKey:
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
     token: str | None = field(default=None, repr=False)  # must not end up in a log by way of repr
+
+
+@dataclass(frozen=True)
+class UsageDay:
+    """What a customer has used on a day (UTC). `stored_bytes` is None where no sample was taken."""
+
+    customer: str
+    day: str
+    online_images: int
+    batch_images: int
+    tuning_seconds: float
+    batch_seconds: float
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from bpt_client.errors import (
     Conflict,
     ConnectionFailed,
     InputError,
+    TooManyRequests,
     Unavailable,
     UnexpectedAnswer,
     error_class,
@@ -58,7 +59,7 @@ class Transport:
         self._http.close()
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> httpx.Response:
-        """A GET, tried again when the service cannot be reached or says 502, 503 or 504."""
+        """A GET, tried again when the service cannot be reached or says 502, 503, 504 or that it was too fast."""
         return _again(lambda: self.once("GET", path, params=params))
 
     def post(
@@ -134,7 +135,9 @@ def _again(attempt: Callable[[], httpx.Response]) -> httpx.Response:
             return attempt()
         except ConnectionFailed:
             time.sleep(pause)
-        except Unavailable as error:
+        except (Unavailable, TooManyRequests) as error:
+            if isinstance(error, TooManyRequests) and error.code != "rate_limited":
+                raise  # a limit that no pause helps with
             wished = error.retry_after_seconds or 0.0
             if wished > _LONGEST_RETRY_AFTER_SECONDS:
                 raise

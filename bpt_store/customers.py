@@ -21,9 +21,11 @@ from sqlalchemy.orm import Session
 from bpt_store import datasets, ids, jobs, uploads
 from bpt_store.errors import Conflict, Invalid, NotFound, Suspended, Unauthenticated
 from bpt_store.models import ApiKey, Customer, Dataset, Job, JobKind, Upload
+from bpt_store.rate_limits import Rates
 
 _SEEN_MINUTES = 1  # `last_used_at` is no more precise, so that requests are not a write each
 _DELETE_TRIES = 5
+_RATES = (Customer.requests_per_minute, Customer.images_per_minute, Customer.upload_bytes_per_day)
 
 
 class Scope(StrEnum):
@@ -37,6 +39,7 @@ class Scope(StrEnum):
     PROMPTS_WRITE = "prompts:write"
     PREDICT = "predict"
     AUDIT_READ = "audit:read"
+    USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
     ADMIN = "admin"
@@ -52,6 +55,7 @@ class Identity:
     key_id: UUID
     customer_id: UUID | None
     scopes: frozenset[str]
+    rates: Rates
 
 
 def create(session: Session, name: str) -> Customer:
@@ -232,7 +236,7 @@ def authenticate(session: Session, token: str) -> Identity:
     except ValueError:
         raise refused from None
     found = session.execute(
-        select(ApiKey, Customer.suspended_at, _is_due())
+        select(ApiKey, Customer.suspended_at, _is_due(), *_RATES)
         .outerjoin(Customer, Customer.id == ApiKey.customer_id)
         .where(
             ApiKey.id == key_id,
@@ -243,12 +247,12 @@ def authenticate(session: Session, token: str) -> Identity:
     presented = hashlib.sha256(parts[2].encode("utf-8", "surrogateescape")).digest()
     if found is None or not hmac.compare_digest(presented, found[0].secret_sha256):
         raise refused
-    key, suspended_at, due = found
+    key, suspended_at, due, *rates = found
     if suspended_at is not None:
         raise Suspended("the customer is suspended; nothing is lost")
     if due:
         _note_use(session, key_id)
-    return Identity(key_id=key.id, customer_id=key.customer_id, scopes=frozenset(key.scopes))
+    return Identity(key_id=key.id, customer_id=key.customer_id, scopes=frozenset(key.scopes), rates=Rates(*rates))
 
 
 def _is_due() -> ColumnElement[bool]:

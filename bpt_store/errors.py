@@ -5,6 +5,7 @@ StoreError              has a stable `code`
 ├── Invalid             never, in whatever state
 ├── Conflict            not in the state it is in now
 ├── LimitReached        a limit of the customer's
+├── RateLimited         a limit of the customer's, which lets the same through a while later
 ├── Unauthenticated     no key, or none that holds
 ├── Suspended           a key that holds, of a customer who is suspended
 ├── Damaged             what is stored is not what was stored
@@ -37,6 +38,14 @@ class Conflict(StoreError):
 
 class LimitReached(StoreError):
     code = "limit_reached"
+
+
+class RateLimited(StoreError):
+    code = "rate_limited"
+
+    def __init__(self, detail: str, retry_after_seconds: float) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unauthenticated(StoreError):

@@ -38,7 +38,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
-from bpt_store import ids, scheduling, webhook_events
+from bpt_store import ids, scheduling, usage, webhook_events
 from bpt_store.errors import Conflict, LeaseLost, LimitReached, NotFound
 from bpt_store.models import (
     HELD_STATES,
@@ -365,8 +365,11 @@ def give_up_if_gone(session: Session, job: Job) -> None:
 # --- the sweep's side ------------------------------------------------------------------------------------------
 
 
-def requeue_expired(session: Session, *, max_failures: int, backoff_seconds: float) -> int:
-    """Take jobs from workers whose lease ran out (system session) -> how many."""
+def requeue_expired(session: Session, *, max_failures: int, backoff_seconds: float, lease_seconds: float = 0) -> int:
+    """Take jobs from workers whose lease ran out (system session) -> how many.
+
+    As leases last `lease_seconds`, the last heartbeat was so long before: until then the worker has worked.
+    """
     expired = session.scalars(
         select(Job)
         .where(Job.state.in_(HELD_STATES), Job.lease_expires_at < func.clock_timestamp())
@@ -374,6 +377,9 @@ def requeue_expired(session: Session, *, max_failures: int, backoff_seconds: flo
         .with_for_update(skip_locked=True)
     ).all()
     for job in expired:
+        assert job.claimed_at is not None
+        assert job.lease_expires_at is not None
+        job.lease_expires_at = max(job.claimed_at, job.lease_expires_at - timedelta(seconds=lease_seconds))
         _crashed(session, job, "worker_lost", f"attempt {job.attempt} lost its lease", max_failures, backoff_seconds)
     return len(expired)
 
@@ -502,6 +508,7 @@ def _settle(session: Session, job: Job) -> None:
         worked = max(0.0, float(session.scalars(select(func.extract("epoch", until - job.claimed_at))).one()))
         job.worked_seconds += worked
         scheduling.settle(session, job.customer_id, job.kind, worked)
+        usage.add_seconds(session, job.customer_id, job.kind, worked)
     job.claimed_at = job.lease_expires_at = None
 
 

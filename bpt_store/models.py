@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -138,6 +138,10 @@ class Customer(Base):
     quota_datasets: Mapped[int | None]
     quota_images: Mapped[int | None] = mapped_column(BigInteger)
     quota_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    # 0: no limit; see rate_limits.py
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    images_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    upload_bytes_per_day: Mapped[int | None] = mapped_column(BigInteger)
     suspended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -635,6 +639,21 @@ class WebhookDelivery(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
     event: Mapped[WebhookEvent] = relationship(lazy="joined", innerjoin=True, viewonly=True)
+
+
+class UsageDay(Base):
+    """What a customer has used on a day (UTC); see usage.py. `stored_bytes` is None where no sample was taken."""
+
+    __tablename__ = "usage_days"
+    __table_args__ = (Index("usage_days_of_all", "day", "customer_id"),)
+
+    customer_id: Mapped[UUID] = mapped_column(ForeignKey("customers.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    online_images: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    batch_images: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    tuning_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    batch_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class DoomedObject(Base):

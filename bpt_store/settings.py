@@ -79,6 +79,20 @@ class Settings(BaseSettings):
     quota_datasets: int = Field(1000, gt=0, description="datasets of a customer")
     quota_images: int = Field(5_000_000, gt=0, description="images of a customer, in the newest versions")
     quota_bytes: int = Field(1 << 40, gt=0, description="stored bytes of a customer, with all versions and uploads")
+    requests_per_minute: int = Field(6000, ge=0, lt=10**15, description="requests of a customer; 0: no limit")
+    images_per_minute: int = Field(
+        60_000,
+        ge=0,
+        lt=10**15,
+        description="images of a customer that are predicted online, each as often as prompt sets are applied to it; "
+        "0: no limit",
+    )
+    upload_bytes_per_day: int = Field(
+        1 << 40, ge=0, lt=10**15, description="bytes that a customer sends in, as datasets or artifacts; 0: no limit"
+    )
+    rate_limit_patience_seconds: float = Field(
+        0.1, gt=0, description="Redis has so long to say what is left of a rate; then the request passes"
+    )
     artifact_limit_bytes: int = Field(64 << 20, gt=0, description="largest artifact that is imported")
     images_per_prediction: int = Field(64, gt=0, description="most images in one prediction request")
     image_limit_bytes: int = Field(20 << 20, gt=0, description="largest image in a prediction request")
@@ -103,6 +117,9 @@ class Settings(BaseSettings):
     )
     predict_host_bytes: int = Field(
         4 << 30, ge=0, description="with a GPU, host memory for prompt sets that made room; they come back fast"
+    )
+    usage_write_seconds: float = Field(
+        5, gt=0, description="how often is written down what was predicted online; a kill -9 loses so much of the count"
     )
     bad_image_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable images a dataset may have")
     queued_jobs_limit: int = Field(100, gt=0, description="most unfinished jobs of one kind of a customer")

@@ -17,7 +17,7 @@ from bpt_core.items import IndexedItem, write_items
 from bpt_core.methods import Method
 from bpt_core.pictures import Facts, Split
 from bpt_core.recipe import Recipe
-from bpt_store import aliases, audit, customers, idempotency, ids, jobs, prompt_sets, uploads, webhooks
+from bpt_store import aliases, audit, customers, idempotency, ids, jobs, prompt_sets, uploads, usage, webhooks
 from bpt_store.audit import Actor
 from bpt_store.customers import CUSTOMER_SCOPES
 from bpt_store.db import Database
@@ -183,6 +183,7 @@ def settle(database: Database, objects: Objects, directory: Path, name: str) -> 
         endpoint = webhooks.create(session, customer_id, "https://example.com/hook")
         delivery = webhooks.test(session, endpoint.id)
         jobs.doom(session, customer_id, "key")
+        usage.add(session, customer_id, online_images=1)
         idempotency.keep(session, Sender.customer(customer_id), "key", b"request", Reply(201, b"{}"), 24)
         examples = {
             "customers/{customer_id}": ids.public(ids.CUSTOMER, customer_id),

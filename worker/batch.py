@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from bpt_store import batch_predictions, evaluations, jobs, resuming
+from bpt_store import batch_predictions, evaluations, jobs, resuming, usage
 from bpt_store.errors import Damaged, NotFound
 from bpt_store.models import Job
 from worker import inputs
@@ -73,6 +73,7 @@ class BatchPredict:
             facts = {name: result[name] for name in ("images", "rows", "errors", "metrics")}
             evaluations.keep(session, job, result["metrics"])
             jobs.succeed(session, jobs.fence_of(job), {**facts, "files": files})
+            usage.add(session, job.customer_id, batch_images=result["rows"] - result["errors"])
             for attempt in range(1, job.attempt):
                 jobs.doom(session, job.customer_id, f"{prefix}{attempt}/")
 

@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import idempotency, jobs, logs, scheduling, uploads, webhook_events
+from bpt_store import idempotency, jobs, logs, scheduling, uploads, usage, webhook_events
 from bpt_store.backup_files import LOCK as BACKUP_LOCK
 from bpt_store.models import DoomedObject, JobKind
 from bpt_store.queue import Doorbell, celery_app
@@ -20,18 +20,22 @@ from worker.orphans import keep_deleting
 logger = logging.getLogger(__name__)
 
 DOOMED_PER_ROUND = 100
+SAMPLED_PER_ROUND = 100
 
 
 def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
     """Requeue what lost its lease, forget uploads nobody finishes, answers and webhook events of long ago and
-    checkpoints of jobs nobody tries again, ring for what waits, delete doomed objects.
+    checkpoints of jobs nobody tries again, ring for what waits, note what customers store, delete doomed objects.
     """
     settings = worker.settings
     with worker.database.system() as session:
         if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext("bpt sweep")))):
             return  # another one is at it
         requeued = jobs.requeue_expired(
-            session, max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds
+            session,
+            max_failures=settings.max_failures,
+            backoff_seconds=settings.retry_backoff_seconds,
+            lease_seconds=settings.lease_seconds,
         )
         forgotten = uploads.forget_expired(session)
         idempotency.forget_expired(session)
@@ -44,6 +48,16 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
     for kind in waiting:
         doorbell.ring(kind)
     _delete_doomed(worker)
+    _sample_usage(worker)
+
+
+def _sample_usage(worker: Worker) -> None:
+    """Once a day for each customer, in a transaction for each."""
+    with worker.database.system() as session:
+        unsampled = usage.unsampled(session, SAMPLED_PER_ROUND)
+    for customer_id in unsampled:
+        with worker.database.customer(customer_id) as session:
+            usage.sample(session, customer_id)
 
 
 def _delete_doomed(worker: Worker) -> None:

@@ -38,7 +38,8 @@ ModelVersion = Annotated[str, Path(description="the number of a version", exampl
 Predicting = Annotated[Identity, Depends(require(Scope.PREDICT))]
 
 _MODEL_ERRORS = protocol_responses(
-    *("unauthenticated", "insufficient_scope", "not_found", "invalid_request", "database_unavailable")
+    *("unauthenticated", "insufficient_scope", "not_found", "invalid_request", "rate_limited"),
+    "database_unavailable",
 )
 _INFER: dict[str, Any] = {
     "openapi_extra": inference_body.openapi(),
@@ -163,7 +164,7 @@ async def _infer(request: Request, services: Services, identity: Identity, refer
         inference_body.read, await inference_body.receive(request, services.settings), size, services.settings
     )
     wanted = [[serving.wanted(customer_id, version)]] * len(asked.images)
-    answer = await serving.predict(request, customer_id, asked.images, wanted)
+    answer = await serving.predict(request, identity, asked.images, wanted)
     serving.metrics.saw_answer(ids.public(ids.CUSTOMER, customer_id), [[named.name]] * len(asked.images), answer)
     predictions = []
     for index, found in enumerate(answer.images):

@@ -57,7 +57,7 @@ async def create_predictions(
     wanted = {reference: serving.wanted(customer_id, version) for reference, (_, version) in resolved.items()}
     answer = await serving.predict(
         request,
-        customer_id,
+        identity,
         [image.data for image in given.images],
         [[wanted[reference] for reference in image.prompt_sets] for image in given.images],
     )

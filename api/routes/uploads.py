@@ -170,6 +170,7 @@ async def _receive_whole(
 
     async def make_room(size_bytes: int) -> None:
         nonlocal room
+        await receiver.allowance.cover(size_bytes)
         if size_bytes > room:
             # Of a length that was not announced; doubled, so that it is asked for seldom.
             room = min(2 * size_bytes, settings.upload_limit_bytes)
@@ -184,6 +185,7 @@ async def _receive_whole(
     )
     key = uploads.new_key(upload.id, "whole")
     try:
+        await receiver.allowance.cover(announced.content_length or 0)
         await receiver.store(key, body)
         part = uploads.Part(1, key, body.sha256, body.size_bytes)
         return await receiver.conclude(
@@ -295,10 +297,17 @@ async def put_upload_part(
             session, identifier, number, sha256, announced.content_length or 0, limits, most
         )
     )
-    body = Body(request, limit_bytes=part_bytes, stall_seconds=settings.upload_stall_seconds, expected=expected)
+    body = Body(
+        request,
+        limit_bytes=part_bytes,
+        stall_seconds=settings.upload_stall_seconds,
+        expected=expected,
+        on_growth=None if there else receiver.allowance.cover,
+    )
     if there is not None:
         await body.discard()
         return upload_schemas.UploadPart.of(there)
+    await receiver.allowance.cover(announced.content_length or 0)
     key = uploads.new_key(identifier, f"{number}-{sha256}")
     try:
         await receiver.store(key, body)

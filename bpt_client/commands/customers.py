@@ -63,6 +63,9 @@ def change_customer(
     quota_datasets: Annotated[str | None, typer.Option(help="Datasets.")] = None,
     quota_images: Annotated[str | None, typer.Option(help="Images, in the newest versions.")] = None,
     quota_bytes: Annotated[str | None, typer.Option(help="Stored bytes.")] = None,
+    requests_per_minute: Annotated[str | None, typer.Option(help="Requests; 0 is no limit.")] = None,
+    images_per_minute: Annotated[str | None, typer.Option(help="Images predicted online; 0 is no limit.")] = None,
+    upload_bytes_per_day: Annotated[str | None, typer.Option(help="Bytes sent in; 0 is no limit.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Rename a customer, or change limits: a number, or `default` for the service's own."""
@@ -73,6 +76,9 @@ def change_customer(
         "quota_datasets": quota_datasets,
         "quota_images": quota_images,
         "quota_bytes": quota_bytes,
+        "requests_per_minute": requests_per_minute,
+        "images_per_minute": images_per_minute,
+        "upload_bytes_per_day": upload_bytes_per_day,
     }
     changes: dict[str, str | float | None] = {
         limit: _number(limit, value) for limit, value in limits.items() if value is not None

@@ -70,6 +70,7 @@ def test_what_is_not_named_stays_and_null_is_the_services_own(admin: Ask, custom
     [
         *({"weight": 0}, {"weight": -1}, {"weight": 1001}, {"weight": "heavy"}),
         *({"name": None}, {"name": ""}, {"name": "a\nb"}, {"colour": "red"}, {"suspended_at": None}),
+        *({"requests_per_minute": -1}, {"images_per_minute": 10**15}, {"upload_bytes_per_day": "much"}),
         *({"running_jobs_limit": 0}, {"queued_jobs_limit": 2**31}, {"quota_bytes": 2**63}, {"quota_images": -1}),
     ],
 )

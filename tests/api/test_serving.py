@@ -15,27 +15,34 @@ from starlette.types import Message
 
 from api.engine import Serving
 from api.problems import Problem
+from api.rate_limits import RateLimits
 from benchmarks.prompt_sets import random_prompt_set
 from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
 from bpt_core.engine import Wanted
+from bpt_store.customers import Identity
 from bpt_store.db import Database
+from bpt_store.rate_limits import Rates
 from bpt_store.settings import Settings
 from tests.service import eventually
 
 
 @pytest.fixture
 def serving(settings: Settings, database: Database) -> Iterator[Serving]:
-    serving = Serving(settings.model_copy(update={"predict_seconds": 0.3}), database, CollectorRegistry())
+    registry = CollectorRegistry()
+    rate_limits = RateLimits(settings, registry)
+    serving = Serving(settings.model_copy(update={"predict_seconds": 0.3}), database, rate_limits, registry)
     yield serving
     serving.close()
+    rate_limits.close()
 
 
 def predict(serving: Serving, receive: Callable[[], Awaitable[Message]], fetch: Callable[[], PromptSet]) -> object:
     wanted = Wanted(uuid4().hex, DEFAULT_BACKBONE, fetch)
     request = Request({"type": "http"}, receive)
-    return asyncio.run(serving.predict(request, uuid4(), [Image.new("RGB", (64, 64))], [[wanted]]))
+    identity = Identity(key_id=uuid4(), customer_id=uuid4(), scopes=frozenset(), rates=Rates())
+    return asyncio.run(serving.predict(request, identity, [Image.new("RGB", (64, 64))], [[wanted]]))
 
 
 async def stays() -> Message:

@@ -16,9 +16,11 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from api.deps import Services
 from api.indexes import Indexes
+from api.rate_limits import RateLimits
 from api.routes import uploads
 from bpt_store import customers, datasets, ids, scheduling
 from bpt_store.customers import CUSTOMER_SCOPES
@@ -238,6 +240,7 @@ def test_a_link_below_an_allowed_url_is_a_source(settings: Settings, database: D
         objects=objects,
         indexes=Indexes(objects),
         doorbell=Doorbell(celery_app(settings)),
+        rate_limits=RateLimits(settings, CollectorRegistry()),
     )
 
     async def ask() -> httpx.Response:

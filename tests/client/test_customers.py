@@ -50,6 +50,10 @@ def customer(service: Service) -> Customer:
 def test_limits_are_set_and_given_back_to_the_service(bpt: Run, ask: Callable[..., Any], customer: Customer) -> None:
     changed = ask("customers", "change", customer.id, "--weight", "2.5", "--quota-images", "7")
     assert (changed["weight"], changed["quota_images"], changed["quota_bytes"]) == (2.5, 7, None)
+    changed = ask("customers", "change", customer.id, "--requests-per-minute", "0", "--upload-bytes-per-day", "5")
+    assert [changed[rate] for rate in ("requests_per_minute", "images_per_minute", "upload_bytes_per_day")] == [
+        *(0, None, 5)
+    ]
     changed = ask("customers", "change", customer.id, "--quota-images", "default")
     assert (changed["weight"], changed["quota_images"]) == (2.5, None)
     assert ask("customers", "show", customer.id) == changed

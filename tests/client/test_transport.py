@@ -111,6 +111,24 @@ def test_a_post_is_repeated_under_one_key_by_which_the_service_does_it_once(serv
     assert [len(set(keys[:4])), len(set(keys[4:])), len(set(keys))] == [1, 1, 2]
 
 
+def test_what_was_too_fast_is_sent_again_and_a_limit_that_no_pause_helps_with_is_not(
+    server: Server, client: Client
+) -> None:
+    fast = server.json({**PROBLEM, "code": "rate_limited"}, 429, retry_after="1")
+    began = time.monotonic()
+    server.will(fast, server.json(server.job()))
+    assert client.tuning_jobs.create("ds_1", "flowers").id == "job_1"
+    assert time.monotonic() - began >= 1
+    server.will(server.json({**PROBLEM, "code": "rate_limited"}, 429, retry_after="3600"))
+    with pytest.raises(errors.TooManyRequests) as caught:
+        client.datasets.get("ds_1")
+    assert caught.value.retry_after_seconds == 3600
+    server.will(server.json({**PROBLEM, "code": "queue_limit"}, 429, retry_after="0"))
+    with pytest.raises(errors.TooManyRequests):
+        client.tuning_jobs.create("ds_1", "flowers")
+    assert len(server.received) == 4
+
+
 def test_a_post_is_given_up_after_some_tries_and_at_once_where_it_is_refused(server: Server, client: Client) -> None:
     server.will(server.raw(cut=True))
     with pytest.raises(errors.ConnectionFailed):

@@ -188,6 +188,8 @@ def test_an_attempt_ends_as_was_wished_and_its_time_is_counted(
     assert (after.state, after.failures) == ENDS[state][end]
     assert (after.claimed_at, after.lease_expires_at) == (None, None)
     assert after.worked_seconds == pytest.approx(12 if end == "lose lease" else 20, abs=2)
+    with database.customer(fence.customer_id) as session:
+        assert session.scalar(text("SELECT tuning_seconds FROM usage_days")) == after.worked_seconds
     with pytest.raises(LeaseLost), database.customer(fence.customer_id) as session:
         jobs.renew(session, fence, LEASE)
 

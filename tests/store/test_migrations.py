@@ -66,7 +66,7 @@ def test_keys_with_all_scopes_of_a_customer_get_those_that_came_later_and_no_oth
 ) -> None:
     assert settings.owner_database_url is not None
     config = alembic_config(settings.owner_database_url.get_secret_value())
-    later = (Scope.PROMPTS_WRITE, Scope.WEBHOOKS_READ, Scope.WEBHOOKS_WRITE, Scope.AUDIT_READ)
+    later = (Scope.PROMPTS_WRITE, Scope.WEBHOOKS_READ, Scope.WEBHOOKS_WRITE, Scope.AUDIT_READ, Scope.USAGE_READ)
     before = [scope for scope in CUSTOMER_SCOPES if scope not in later]
     command.downgrade(config, "0001")
     with database.system() as session:

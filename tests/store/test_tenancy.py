@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads, webhooks
+from bpt_store import aliases, audit, customers, datasets, idempotency, jobs, prompt_sets, uploads, usage, webhooks
 from bpt_store.audit import Actor
 from bpt_store.customers import Scope
 from bpt_store.db import Database
@@ -54,6 +54,7 @@ def fill(database: Database) -> Callable[[str], UUID]:
             session.add(Evaluation(customer_id=customer_id, version=1, metrics={}, job_id=job.id, **on))
             session.add(JobCheckpoint(customer_id=customer_id, job_id=job.id, epoch=1, attempt=1, **left))
             jobs.doom(session, customer_id, "key")
+            usage.add(session, customer_id, online_images=1)
             idempotency.keep(session, Sender.customer(customer_id), "key", b"request", Reply(201, b"{}"), 24)
             webhooks.test(session, webhooks.create(session, customer_id, "https://example.com/hook").id)
         return customer_id
