@@ -114,6 +114,8 @@ _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
     *("invalid_request", "internal_error", "database_unavailable"),
 )
+# And these any that may have a body, as every POST with an Idempotency-Key: too large, too slow, or not readable.
+_WITH_A_BODY = ("payload_too_large", "request_timeout", "body_unreadable")
 _OF_HTTP_STATUS = {
     400: "body_unreadable",
     404: "not_found",
@@ -209,8 +211,12 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
         for path, item in document["paths"].items():
-            for operation in item.values() if _is_protocol(path) else ():
-                operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+            for verb, operation in item.items():
+                if _is_protocol(path):
+                    operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+                elif verb == "post" or "requestBody" in operation:
+                    known: dict[int | str, Any] = {int(key): each for key, each in operation["responses"].items()}
+                    operation["responses"] = {str(key): each for key, each in also(known, *_WITH_A_BODY).items()}
         for unused in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(unused, None)
         return document

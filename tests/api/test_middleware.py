@@ -129,3 +129,9 @@ def test_a_large_body_has_the_time_that_it_takes(
     status, body = trickled(client, key, [b" " * 1024] * 4, 0.05)
     assert status == 408
     assert "4096 bytes so far" in body["detail"]
+
+
+def test_every_operation_that_takes_a_body_says_that_it_may_be_too_large_or_too_slow(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    taking = [item[verb] for item in paths.values() for verb in item if verb == "post" or "requestBody" in item[verb]]
+    assert [each["operationId"] for each in taking if not {"408", "413"} <= each["responses"].keys()] == []
