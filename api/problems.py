@@ -216,7 +216,7 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
         for path, item in document["paths"].items():
             for verb, operation in item.items():
                 for parameter in operation.get("parameters", ()):
-                    _never_null(parameter["schema"])
+                    never_null(parameter["schema"])
                 if _is_protocol(path):
                     operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
                 elif verb == "post" or "requestBody" in operation:
@@ -237,8 +237,8 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
     app.add_exception_handler(IntegrityError, _integrity)
 
 
-def _never_null(schema: dict[str, Any]) -> None:
-    """A parameter may be absent, but what is sent is text: FastAPI shows its None as a value that could be sent."""
+def never_null(schema: dict[str, Any]) -> None:
+    """Parameters and fields of forms may be absent, but what is sent is text: None is no value that could be sent."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     if len(kinds) == 1:
         del schema["anyOf"]
