@@ -1,4 +1,4 @@
-# make demo | test | check: each sets up what it needs below .venv on the first call.
+# make demo | test | check | fuzz: each sets up what it needs below .venv on the first call.
 # Needs Python 3.11, git and make; no root, no docker, nothing running.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 ONE_THREAD := OMP_NUM_THREADS=1
 THREE_AT_A_TIME := -n 3 --no-loadscope-reorder
 
-.PHONY: demo test check fast-tests format lock clean
+.PHONY: demo test check fast-tests fuzz format lock clean
 
 demo: $(INSTALLED)
 	@$(BIN)/bpt demo
@@ -21,10 +21,16 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/python -m tests.advisories
 	@$(MAKE) --no-print-directory fast-tests
 
 fast-tests: $(INSTALLED)
 	@$(ONE_THREAD) $(BIN)/pytest $(THREE_AT_A_TIME) -m "not slow"
+
+# Requests made up from the OpenAPI, for so long.
+MINUTES ?= 10
+fuzz: $(INSTALLED)
+	@$(ONE_THREAD) $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

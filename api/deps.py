@@ -7,27 +7,24 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Query, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Query, Request
 from sqlalchemy.orm import Session
 
 from api.idempotency import OnceDep
 from api.indexes import Indexes
-from api.problems import Problem
+from api.keys import CredentialsDep, Required
 from api.rate_limits import RateLimits
-from bpt_store import audit, customers, logs
+from bpt_store import audit, logs
 from bpt_store.audit import Actor
 from bpt_store.customers import Identity, Scope
 from bpt_store.db import Database
-from bpt_store.errors import NotFound, Unauthenticated
+from bpt_store.errors import NotFound
 from bpt_store.idempotency import Sender
 from bpt_store.models import JobKind
 from bpt_store.objects import Objects
 from bpt_store.queue import Doorbell
-from bpt_store.rate_limits import Limit as RateLimit
 from bpt_store.settings import Settings
 
-_bearer = HTTPBearer(auto_error=False, description="an API key: bpt_<id>_<secret>")
 _RING = "ring after commit"
 
 
@@ -43,7 +40,7 @@ class Services:
     rate_limits: RateLimits
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 
@@ -51,31 +48,9 @@ def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-CredentialsDep = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-
-
-def _identity(request: Request, services: ServicesDep, credentials: CredentialsDep) -> Identity:
-    """Whoever asks has made a request, whether it is refused or not. RateLimited."""
-    if credentials is None:
-        raise Unauthenticated("an API key is needed: Authorization: Bearer bpt_...")
-    with services.database.system() as session:
-        identity = customers.authenticate(session, credentials.credentials)
-    services.rate_limits.take(request, identity, RateLimit.REQUESTS, 1)
-    return identity
-
-
-IdentityDep = Annotated[Identity, Depends(_identity)]
-
-
-def require(scope: Scope) -> Callable[..., Identity]:
+def require(scope: Scope) -> Required:
     """A dependency that gives the caller's identity if its key has `scope`."""
-
-    def check(identity: IdentityDep) -> Identity:
-        if scope not in identity.scopes:
-            raise Problem("insufficient_scope", f"the API key lacks the scope {scope}")
-        return identity
-
-    return check
+    return Required(scope)
 
 
 def customer_of(identity: Identity) -> UUID:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.keys import KeyFirstRoute
 from api.problems import also
 from bpt_store import idempotency
 from bpt_store.db import LongLocks
@@ -112,7 +112,7 @@ def response_of(reply: Reply) -> Response:
     return Response(reply.body, reply.status, headers, _JSON)
 
 
-def _key(
+async def _key(
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -126,7 +126,7 @@ def _key(
     """Checks the header, and shows it in the OpenAPI."""
 
 
-class OnceRoute(APIRoute):
+class OnceRoute(KeyFirstRoute):
     """Of a POST: takes the header, gives an answer again, and keeps it in the open transaction."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from api.bodies import validated
 from api.prediction_schemas import PredictionCreate, PredictionOptions
-from api.problems import Problem
+from api.problems import Problem, never_null
 from bpt_store.settings import Settings
 
 JSON = "application/json"
@@ -43,6 +43,8 @@ class Given:
 def openapi() -> dict[str, Any]:
     """What the route's OpenAPI says of its body; the schemas are registered in api/app.py."""
     form = PredictionOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    for field in form["properties"].values():
+        never_null(field)
     files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     form["properties"] = {**form["properties"], "images": files}
     form["required"] = ["images", "prompt_sets"]

@@ -43,7 +43,11 @@ class PredictionOptions(Request):
 
 
 class ImageGiven(Request):
-    data: str = Field(min_length=1, description="the encoded image in base64: JPEG, PNG, WebP, BMP, TIFF")
+    data: str = Field(
+        min_length=1,
+        description="the encoded image in base64: JPEG, PNG, WebP, BMP, TIFF",
+        json_schema_extra={"pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"},
+    )
     name: PlainText | None = Field(None, max_length=255, description="given back as `filename`")
     prompt_sets: list[Reference] = Field([], description="instead of those of the request")
 

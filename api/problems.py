@@ -23,6 +23,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from api import rate_limits
 from api.meanings import MEANINGS
@@ -117,6 +118,8 @@ _ANYWHERE = (
     *("unauthenticated", "customer_suspended", "insufficient_scope"),
     *("invalid_request", "rate_limited", "internal_error", "database_unavailable", "insufficient_storage"),
 )
+# And these any that may have a body, as every POST with an Idempotency-Key: too large, too slow, or not readable.
+_WITH_A_BODY = ("payload_too_large", "request_timeout", "body_unreadable")
 _OF_HTTP_STATUS = {
     400: "body_unreadable",
     404: "not_found",
@@ -206,14 +209,22 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
     plain_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = plain_openapi()
         models: list[type[BaseModel]] = [ProblemDocument, *schemas]
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
         for path, item in document["paths"].items():
-            for operation in item.values() if _is_protocol(path) else ():
-                operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+            for verb, operation in item.items():
+                for parameter in operation.get("parameters", ()):
+                    never_null(parameter["schema"])
+                if _is_protocol(path):
+                    operation["responses"].pop("422", None)  # FastAPI's own, wherever there are parameters
+                elif verb == "post" or "requestBody" in operation:
+                    known: dict[int | str, Any] = {int(key): each for key, each in operation["responses"].items()}
+                    operation["responses"] = {str(key): each for key, each in also(known, *_WITH_A_BODY).items()}
         rate_limits.declare(document)
         for unused in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(unused, None)
@@ -228,6 +239,14 @@ def install(app: FastAPI, schemas: Sequence[type[BaseModel]] = ()) -> None:
     app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(PoolTimeout, _database)
     app.add_exception_handler(IntegrityError, _integrity)
+
+
+def never_null(schema: dict[str, Any]) -> None:
+    """Parameters and fields of forms may be absent, but what is sent is text: None is no value that could be sent."""
+    kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema |= kinds[0]
 
 
 def document(request: Request, code: str, detail: str, **more: Any) -> ProblemDocument:
@@ -293,7 +312,17 @@ async def _http(request: Request, error: Exception) -> Response:
     code = _OF_HTTP_STATUS.get(error.status_code)
     if code is None:
         return await unexpected(request, error)
-    return _reply(request, code, str(error.detail))
+    reply = _reply(request, code, str(error.detail))
+    if error.status_code == 405:
+        reply.headers["Allow"] = ", ".join(_methods(request))
+    return reply
+
+
+def _methods(request: Request) -> list[str]:
+    """All that the path has; Starlette itself names those of the first route that matches."""
+    routes, methods = request.app.router.routes, ("DELETE", "GET", "PATCH", "POST", "PUT")
+    scopes = {method: {**request.scope, "method": method} for method in methods}
+    return [each for each in methods if any(route.matches(scopes[each])[0] is Match.FULL for route in routes)]
 
 
 async def _database(request: Request, error: Exception) -> Response:

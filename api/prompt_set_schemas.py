@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Query
@@ -10,9 +11,12 @@ from pydantic import AfterValidator, Field
 from api.schemas import Metadata, PromptSetName, Request
 from bpt_store.prompt_sets import Label
 
+_TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"
+_PAIR = r"^[^\x00-\x1f\x7f]*=[^\x00-\x1f\x7f]*$"
+
 
 def _text(text: str) -> str:
-    if any((ord(character) < 32 and character not in "\n\t") or ord(character) == 127 for character in text):
+    if not re.fullmatch(_TEXT, text):
         raise ValueError("control characters but tabs and line breaks are not allowed")
     try:
         text.encode()
@@ -22,14 +26,18 @@ def _text(text: str) -> str:
 
 
 def _pair(text: str) -> str:
-    if "=" not in text or not text.isprintable():
+    if not re.fullmatch(_PAIR, text):
         raise ValueError("as in metadata=team=birds")
     return text
 
 
-Description = Annotated[str, AfterValidator(_text), Field(max_length=2000, examples=["birds of Lake Constance"])]
+Description = Annotated[
+    str,
+    AfterValidator(_text),
+    Field(max_length=2000, json_schema_extra={"pattern": _TEXT}, examples=["birds of Lake Constance"]),
+]
 MetadataFilter = Annotated[
-    list[Annotated[str, AfterValidator(_pair), Field(max_length=600)]] | None,
+    list[Annotated[str, AfterValidator(_pair), Field(max_length=600, json_schema_extra={"pattern": _PAIR})]] | None,
     Query(max_length=16, description="only what has this `key=value` in its metadata; several: all of them"),
 ]
 

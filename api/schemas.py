@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from api import estimates
 from bpt_core.catalog import BackboneSpec, Pooling
@@ -22,8 +23,12 @@ from bpt_store.scheduling import Priority, Reason
 Item = TypeVar("Item")
 
 
+# As the OpenAPI has them, too.
+_PLAIN = r"^[^\x00-\x1f\x7f]*$"
+
+
 def _plain(text: str) -> str:
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if not re.fullmatch(_PLAIN, text):
         raise ValueError("control characters are not allowed")
     try:
         text.encode()
@@ -32,18 +37,29 @@ def _plain(text: str) -> str:
     return text
 
 
-def _small(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > 16:
-        raise ValueError("at most 16 pairs")
-    return metadata
+def _is_a_moment(moment: object) -> object:
+    if not isinstance(moment, str) or not _RFC_3339.match(moment):
+        raise ValueError("as in 2026-01-02T00:00:00Z")
+    return moment
 
 
-PlainText = Annotated[str, AfterValidator(_plain)]
+def _is_a_day(day: object) -> object:
+    if not isinstance(day, str) or not _DAY.fullmatch(day):
+        raise ValueError("as in 2026-01-02")
+    return day
+
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
+PlainText = Annotated[str, AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN})]
 Name = Annotated[PlainText, Field(min_length=1, max_length=200)]
 Metadata = Annotated[
     dict[Annotated[PlainText, Field(min_length=1, max_length=64)], Annotated[PlainText, Field(max_length=512)]],
-    AfterValidator(_small),
+    Field(max_length=16, json_schema_extra={"additionalProperties": False}),
 ]
+# Pydantic alone would take seconds since 1970 as well.
+Moment = Annotated[AwareDatetime, BeforeValidator(_is_a_moment)]
+Day = Annotated[date, BeforeValidator(_is_a_day)]
 PromptSetName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", examples=["birds"])]
 PositiveFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AUTO = "auto"
@@ -91,14 +107,17 @@ class CustomerChange(Request):
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
         None, description="of his share of the workers; 1 where nothing is said"
     )
-    running_jobs_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    queued_jobs_limit: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    quota_datasets: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    quota_images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    quota_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    requests_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    images_per_minute: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    upload_bytes_per_day: Annotated[int, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    running_jobs_limit: Annotated[int, Field(strict=True, ge=1, lt=2**31)] | None = None
+    queued_jobs_limit: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    quota_datasets: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    # What is exact as a number of JSON.
+    quota_images: Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None = None
+    quota_bytes: Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None = None
+    requests_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    images_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    upload_bytes_per_day: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(
+        None, description=_NO_LIMIT
+    )
 
     def changes(self) -> dict[str, Any]:
         """As customers.change takes them."""
@@ -146,7 +165,7 @@ class ApiKeyCreate(Request):
     customer: str = Field(examples=["cus_0199c0de000070008000000000000000"])
     name: Name
     scopes: list[Scope] = Field(default=list(CUSTOMER_SCOPES), min_length=1)
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class ApiKeyRotate(Request):
@@ -438,7 +457,7 @@ class TuningJobCreate(Request):
     backbone: str | None = None
     method: MethodChoice = MethodChoice()
     hyperparameters: Hyperparameters = Hyperparameters()
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**53, description="what is exact as a number of JSON")
     trials: int | None = Field(None, description='trials for what is "auto"; absent: 8')
     continue_from: str | None = Field(
         None,

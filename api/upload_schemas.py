@@ -76,7 +76,11 @@ class DatasetImport(IngestOptions):
 
 class Relabelled(Request):
     item: ItemId
-    labels: list[Label] = Field(max_length=MOST_LABELS, description="all that it is to have from then on")
+    labels: list[Label] = Field(
+        max_length=MOST_LABELS,
+        description="all that it is to have from then on",
+        json_schema_extra={"uniqueItems": True},
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

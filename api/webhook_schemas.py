@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from api.schemas import PlainText, Request
+from api.schemas import Moment, PlainText, Request
 from bpt_store import ids, models
 from bpt_store.models import DeliveryState
 from bpt_store.webhook_events import EventType
@@ -36,7 +36,11 @@ class WebhookEndpointUpdate(Request):
 
 class SecretRotation(Request):
     old_secret_hours: float = Field(
-        OLD_SECRET_HOURS, ge=0, le=24 * 30, description="so long all is signed with the secret before as well"
+        OLD_SECRET_HOURS,
+        ge=0,
+        le=24 * 30,
+        strict=True,
+        description="so long all is signed with the secret before as well",
     )
 
 
@@ -103,7 +107,7 @@ class WebhookDelivery(BaseModel):
 
 
 class DeadReplay(Request):
-    since: AwareDatetime = Field(
+    since: Moment = Field(
         description="all that are dead and whose event is not older", examples=["2026-01-02T00:00:00Z"]
     )
 

@@ -184,7 +184,7 @@ class ApiKeys:
             "customer": customer_id,
             "name": name,
             "scopes": None if scopes is None else [*scopes],
-            "expires_at": None if expires_at is None else expires_at.isoformat(),
+            "expires_at": None if expires_at is None else expires_at.astimezone().isoformat(),
         }
         return self._transport.send(ApiKey, "/v1/api-keys", body)
 

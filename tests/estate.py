@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 from sqlalchemy import text
 
 from bpt_core.items import IndexedItem, write_items
@@ -140,8 +144,7 @@ def settle(database: Database, objects: Objects, directory: Path, name: str) -> 
     with database.system() as session:
         customer_id = customers.create(session, name).id
         key, token = customers.create_key(session, customer_id, "key", CUSTOMER_SCOPES)
-    items = f"datasets/{uuid4().hex}/items"
-    objects.put_file(items, _index(directory / f"{name}.parquet"))
+    stored = _store_dataset(objects, directory / name, f"datasets/{uuid4().hex}")
     recipe = Recipe(method=Method.LINEAR_PROBE, prompts=0, rank=0).to_dict()
     facts = {"backbone_fingerprint": "f", "class_names": ["a", "b"], "recipe": recipe, "parameters": 7}
     with database.customer(customer_id) as session:
@@ -151,7 +154,7 @@ def settle(database: Database, objects: Objects, directory: Path, name: str) -> 
         session.flush()
         version = DatasetVersion(customer_id=customer_id, dataset_id=dataset.id, number=1, state=DatasetState.READY)
         version.task, version.class_names, version.images = "single-label", ["a", "b"], 30
-        version.splits, version.objects = {"train": 20, "val": 5, "test": 5}, {"items": {"key": items}}
+        version.splits, version.objects = {"train": 20, "val": 5, "test": 5}, stored
         session.add(version)
         on: dict[str, Any] = {"dataset_id": dataset.id, "dataset_version": 1}
         intent = Intent(name="d")
@@ -198,11 +201,20 @@ def settle(database: Database, objects: Objects, directory: Path, name: str) -> 
     return Estate(customer_id, token, {**nobodys().examples, **examples})
 
 
-def _index(path: Path) -> Path:
+def _store_dataset(objects: Objects, directory: Path, prefix: str) -> dict[str, Any]:
+    """One item, with its picture and its thumbnail -> what a version says of its objects."""
+    directory.mkdir()
     facts = Facts(24, 18, 0.1, 0.2, 0.3, 4.0, 0)
     item = IndexedItem(ITEM, "a/1.png", DIGEST, "PNG", ("a",), Split.TRAIN, None, (24, 18), facts, (), 0, 0, 0, 10)
-    write_items(path, [item])
-    return path
+    write_items(directory / "items", [item])
+    picture, thumbnail = io.BytesIO(), b"thumbnail."
+    Image.new("RGB", (24, 18)).save(picture, "PNG")
+    pq.write_table(pa.table({"image": [{"bytes": picture.getvalue(), "path": "a/1.png"}]}), directory / "shard")
+    (directory / "thumbnails").write_bytes(thumbnail)
+    for name in ("items", "shard", "thumbnails"):
+        objects.put_file(f"{prefix}/{name}", directory / name)
+    key = {name: {"key": f"{prefix}/{name}"} for name in ("items", "shard", "thumbnails")}
+    return {"items": key["items"], "shards": [key["shard"]], "thumbnails": key["thumbnails"]}
 
 
 def rows(database: Database, customer_id: UUID) -> dict[str, list[str]]:

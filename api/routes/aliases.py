@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
-from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
 from api import schemas
@@ -38,7 +37,7 @@ def get_prompt_set_alias(
     alias: AliasName,
     session: PromptsReadSession,
     response: Response,
-    as_of: Annotated[AwareDatetime | None, Query(description="RFC 3339; absent: now")] = None,
+    as_of: Annotated[schemas.Moment | None, Query(description="RFC 3339; absent: now")] = None,
 ) -> schemas.Alias:
     prompt_set = prompt_sets.get(session, name)
     if as_of is None:

@@ -6,7 +6,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
 from api import schemas
@@ -24,8 +23,8 @@ def _filters(
     action: Annotated[Action | None, Query(description="only this action")] = None,
     resource: Annotated[str | None, Query(max_length=100, description="only about this one, by its id")] = None,
     actor: Annotated[str | None, Query(max_length=100, description="only by this key (key_...)")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="RFC 3339; not before")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="RFC 3339; before")] = None,
+    since: Annotated[schemas.Moment | None, Query(description="RFC 3339; not before")] = None,
+    until: Annotated[schemas.Moment | None, Query(description="RFC 3339; before")] = None,
 ) -> Filters:
     return Filters(action, resource, ids.parse(ids.KEY, actor) if actor else None, since, until)
 

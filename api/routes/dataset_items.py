@@ -111,7 +111,7 @@ def _picture_of(*media_types: str) -> dict[int | str, dict[str, object]]:
     "/{item_id}/thumbnail",
     summary="A small picture of an item, at most 96 pixels wide and high",
     response_class=Response,
-    responses=_picture_of("image/jpeg", "image/webp"),
+    responses=_picture_of("image/jpeg", "image/webp", "image/png"),
 )
 def get_dataset_item_thumbnail(asked: _AskedDep) -> Response:
     if asked.is_known or not asked.item.thumbnail_length:

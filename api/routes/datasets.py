@@ -9,12 +9,13 @@ from sqlalchemy import select
 
 from api import schemas
 from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit
+from api.keys import KeyFirstRoute
 from api.problems import Problem, responses
 from bpt_store import audit, datasets, ids, models
 from bpt_store.audit import Action
 from bpt_store.paging import page
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=KeyFirstRoute)
 
 
 @router.get("", summary="List datasets", responses=responses("not_found"))

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
 from api import schemas
-from api.deps import After, IdentityDep, Limit, Services, ServicesDep
+from api.deps import After, Limit, Services, ServicesDep
+from api.keys import IdentityDep
 from api.problems import Problem, responses
 from bpt_store import ids, models, usage
 from bpt_store.customers import Identity, Scope
@@ -44,8 +45,8 @@ class _Reader:
 def _reader(
     services: ServicesDep,
     identity: IdentityDep,
-    first: Annotated[date | None, Query(alias="from", description="the first day (UTC); absent: all")] = None,
-    last: Annotated[date | None, Query(alias="to", description="the last day (UTC), itself included")] = None,
+    first: Annotated[schemas.Day | None, Query(alias="from", description="the first day (UTC); absent: all")] = None,
+    last: Annotated[schemas.Day | None, Query(alias="to", description="the last day (UTC), itself included")] = None,
     customer: Annotated[
         str | None, Query(max_length=100, description="for administrators: only this one's (cus_...); absent: all")
     ] = None,

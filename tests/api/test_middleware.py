@@ -129,3 +129,23 @@ def test_a_large_body_has_the_time_that_it_takes(
     status, body = trickled(client, key, [b" " * 1024] * 4, 0.05)
     assert status == 408
     assert "4096 bytes so far" in body["detail"]
+
+
+def test_every_operation_that_takes_a_body_says_that_it_may_be_too_large_or_too_slow(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    taking = [item[verb] for item in paths.values() for verb in item if verb == "post" or "requestBody" in item[verb]]
+    assert [each["operationId"] for each in taking if not {"408", "413"} <= each["responses"].keys()] == []
+
+
+def test_a_method_that_a_path_lacks_is_told_which_ones_it_has(client: TestClient) -> None:
+    replies = [client.put("/v1/prompt-sets"), client.post("/healthz")]
+    assert [(reply.status_code, reply.headers["allow"]) for reply in replies] == [(405, "GET, POST"), (405, "GET")]
+
+
+def test_no_parameter_is_said_to_be_null(client: TestClient) -> None:
+    """A query or a header could only send the word."""
+    paths = client.get("/openapi.json").json()["paths"]
+    operations = [operation for item in paths.values() for operation in item.values()]
+    parameters = [each for operation in operations for each in operation.get("parameters", ())]
+    assert len(parameters) > 100
+    assert [each["name"] for each in parameters if {"type": "null"} in each["schema"].get("anyOf", ())] == []

@@ -44,16 +44,16 @@ class Operation:
     path: str
     id: str
 
-    def send(self, client: TestClient, estate: Estate, token: str | None) -> Any:
-        """Ask about what `estate` has."""
+    def send(self, client: TestClient, estate: Estate, token: str | None, **other: Any) -> Any:
+        """Ask about what `estate` has, or with some `other` body."""
         try:
             path = estate.path(self.path)
         except KeyError as missing:
             pytest.fail(f"{self.path}: give {missing} an example in tests/estate.py")
-        more = estate.request(self.id)
+        more = other or estate.request(self.id)
         key = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        headers = {**more.pop("headers", {}), **key}
-        return client.request(self.verb.upper(), path, headers=headers, **more)
+        headers = {**more.get("headers", {}), **key}
+        return client.request(self.verb.upper(), path, **{**more, "headers": headers})
 
     def names(self, estate: Estate) -> bool:
         """Whether the request names something of `estate`: in its path, its query or its body."""
@@ -153,6 +153,20 @@ def test_without_a_key_that_holds_there_is_nothing(
             if answer(reply) not in ((401, "unauthenticated"), (401, None)) or "www-authenticate" not in reply.headers:
                 through.append((operation, why, reply.status_code))
     assert through == []
+
+
+@pytest.mark.parametrize("length", [{}, {"Content-Length": str(1 << 50)}], ids=["not JSON", "too large"])
+def test_nobody_without_a_key_that_may_has_his_body_looked_at(
+    client: TestClient, keys: Keys, length: dict[str, str]
+) -> None:
+    body = {"content": b'{"name": ', "headers": {"Content-Type": "application/json", **length}}
+    looked_at = []
+    for operation in operations(client):
+        if operation.verb in ("post", "put", "patch"):
+            replies = [operation.send(client, nobodys(), token, **body) for token in (None, keys.may())]
+            if [reply.status_code for reply in replies] != [401, 403]:
+                looked_at.append((operation, [reply.text for reply in replies]))
+    assert looked_at == []
 
 
 def test_a_key_holds_only_as_a_whole(client: TestClient, keys: Keys) -> None:
