@@ -35,6 +35,7 @@ from api.routes import (
     predictions,
     prompt_set_versions,
     prompt_sets,
+    reproductions,
     tuning_jobs,
     uploads,
     webhook_deliveries,
@@ -48,8 +49,8 @@ from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
     *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
-    *(webhook_endpoints, webhook_deliveries),
+    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, reproductions, aliases, gates),
+    *(batch_predictions, comparisons, webhook_endpoints, webhook_deliveries),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20

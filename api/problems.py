@@ -60,6 +60,7 @@ STATUS: dict[str, int] = {
     "job_unfinished": 409,
     "key_ended": 409,
     "name_taken": 409,
+    "not_reproducible": 409,
     "prompt_set_in_use": 409,
     "upload_complete": 409,
     "upload_expired": 409,

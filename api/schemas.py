@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from api import estimates
+from api.reproduction_schemas import Reproduced, Reproduction
 from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
@@ -480,12 +481,14 @@ class TuningJob(BaseModel):
     estimated_seconds: float | None
     budget: Budget | None
     continue_from: ContinuedFrom | None
+    reproduces: Reproduced | None = Field(description="the version that is learned once more; nothing is published")
     attempt: int
     failures: int
     worked_seconds: float = Field(description="of running, in all attempts that have ended")
     progress: dict[str, Any] | None
     stopped_by: Literal["budget"] | None = Field(description="what ended training before the last epoch")
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = Field(description="what was published")
+    reproduction: Reproduction | None = Field(description="how what was learned differs from `reproduces`")
     error: Trouble | None
     metadata: dict[str, str]
     created_at: datetime
@@ -497,6 +500,7 @@ class TuningJob(BaseModel):
     def of(cls, row: models.Job, waiting: scheduling.Waiting | None = None) -> Self:
         search = row.payload.get("search")
         method, hyperparameters = split_recipe(row.payload["recipe"], search)
+        reproduction = (row.result or {}).get("reproduction")
         assert row.dataset_id is not None
         return cls(
             id=ids.public(ids.JOB, row.id),
@@ -515,12 +519,14 @@ class TuningJob(BaseModel):
             estimated_seconds=row.payload.get("estimated_seconds"),
             budget=row.payload.get("budget"),
             continue_from=row.payload.get("continue_from"),
+            reproduces=row.payload.get("reproduces"),
             attempt=row.attempt,
             failures=row.failures,
             worked_seconds=row.worked_seconds,
             progress=row.progress,
             stopped_by=(row.result or {}).get("stopped_by"),
-            result=row.result,
+            result=row.result if reproduction is None else None,
+            reproduction=reproduction,
             error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,

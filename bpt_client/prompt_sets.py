@@ -20,6 +20,7 @@ from bpt_client.models import (
     GateCheck,
     PromptSet,
     PromptSetVersion,
+    TuningJob,
     parse,
 )
 from bpt_client.transport import Transport, decode, segment
@@ -169,6 +170,13 @@ class PromptSets:
     def checks(self, name: str, version: int) -> Iterator[GateCheck]:
         """How it did on labelled datasets, newest first."""
         return self._transport.pages(GateCheck, f"{_path(name, version)}/gate-checks")
+
+    def reproduce(self, name: str, version: int) -> TuningJob:
+        """Learn a version once more: a tuning job, to be waited for, that publishes nothing and has a `reproduction`.
+
+        Conflict `not_reproducible` where something that it was learned from is gone, or unknown.
+        """
+        return self._transport.send(TuningJob, f"{_path(name, version)}/reproduce")
 
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""

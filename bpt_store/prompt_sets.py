@@ -107,7 +107,7 @@ def lock(session: Session, prompt_set_id: UUID) -> PromptSet:
 def delete(session: Session, name: str) -> PromptSet:
     """With all versions and the history of its aliases -> what it was. One made anew under the name is another one.
 
-    Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it.
+    Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it or reproduces it.
     """
     prompt_set = get(session, name)
     # Waits for those that create a job for it just now, and they for us.
@@ -122,7 +122,7 @@ def delete(session: Session, name: str) -> PromptSet:
         Job.state.not_in(TERMINAL_STATES),
     )
     if session.scalar(unfinished.limit(1)) is not None:
-        raise Conflict("an unfinished tuning job is to publish into the prompt set", code="prompt_set_in_use")
+        raise Conflict("an unfinished tuning job needs the prompt set", code="prompt_set_in_use")
     session.execute(sql_delete(PromptSet).where(PromptSet.id == prompt_set.id))
     return prompt_set
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bpt_client.commands import jobs
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
 from bpt_client.errors import InputError
 from bpt_client.models import Alias, GateCheck, PromptSet, PromptSetVersion
@@ -297,6 +298,27 @@ def checks(
     with connect(context) as client:
         found = first(client.prompt_sets.checks(name, number), limit)
     _show_checks(found, json)
+
+
+@app.command()
+def reproduce(
+    context: typer.Context,
+    version: VersionArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Learn a version once more and tell the difference; nothing is published.
+
+    With --wait, exit code 1 where something different came out.
+    """
+    name, number = _version(version)
+    with connect(context) as client:
+        job = client.prompt_sets.reproduce(name, number)
+        if wait:
+            job = jobs.follow_job(client, job)
+    jobs.show_job(job, json)
+    if job.reproduction is not None and job.reproduction.verdict == "different":
+        raise typer.Exit(1)
 
 
 @app.command()

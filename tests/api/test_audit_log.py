@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,12 +16,13 @@ from api.app import create_app
 from bpt_core import artifact
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
-from bpt_store import audit, checkpoints, customers, ids, jobs
+from bpt_store import audit, checkpoints, customers, ids, jobs, prompt_sets
 from bpt_store.audit import Action, Filters
 from bpt_store.checkpoints import Left
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.db import Database
 from bpt_store.models import AuditEntry, Dataset, DatasetState, DatasetVersion, JobKind
+from bpt_store.prompt_sets import Publication
 from bpt_store.settings import Role, Settings
 from tests.published import probe
 
@@ -163,6 +164,9 @@ def tell_of_prompt_sets(story: Story, dataset: str) -> None:
     story.do("patch", act, Action.SET_VERSION_CHANGED, **version, json={"description": "a new name"})
     for verb, action in (("archive", Action.SET_VERSION_ARCHIVED), ("unarchive", Action.SET_VERSION_UNARCHIVED)):
         story.do("post", f"{act}/{verb}", action, **version)
+    learned: dict[str, Any] = {**one, "version": publish_learned(story, dataset)}
+    again = {"job_id": story.do("post", act + "/reproduce", Action.JOB_CREATED, **learned)["id"]}
+    story.do("post", "/v1/tuning-jobs/{job_id}/cancel", Action.JOB_CANCELLED, **again)
     story.do("post", act + "/archive", Action.SET_VERSION_ARCHIVED, **version)
     story.do("delete", act, Action.SET_VERSION_DELETED, **version)
     story.client.headers["Authorization"] = f"Bearer {story.tokens['customer']}"
@@ -189,6 +193,21 @@ def tell_of_imports(story: Story) -> None:
     headers = {"Content-Type": "application/vnd.safetensors"}
     act, data = "/v1/prompt-sets/{name}/versions", artifact.to_bytes(probe())
     story.do("post", act, Action.SET_VERSION_IMPORTED, name="birds", content=data, headers=headers)
+
+
+def publish_learned(story: Story, dataset: str) -> int:
+    """A version as a tuning job publishes it -> its number."""
+    facts: dict[str, Any] = {
+        "backbone": probe().backbone,
+        "backbone_fingerprint": probe().backbone_fingerprint,
+        "metrics": {},
+    }
+    recipe = Recipe(method=Method.LINEAR_PROBE, prompts=0, rank=0).to_dict()
+    made = Publication(artifact.to_bytes(probe()), class_names=["a", "b"], recipe=recipe, parameters=0, **facts)
+    learned: dict[str, Any] = {"job_id": uuid4(), "dataset_id": ids.parse(ids.DATASET, dataset), "dataset_version": 1}
+    with story.database.customer(story.customer_id) as session:
+        birds = prompt_sets.get(session, "birds")
+        return prompt_sets.publish(session, birds.id, made, **learned).version
 
 
 def leave_checkpoints(story: Story) -> None:
