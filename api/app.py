@@ -15,7 +15,7 @@ from api import problems
 from api.deps import Services
 from api.indexes import Indexes
 from api.inference_schemas import InferRequest
-from api.metrics import QueueMetrics, RequestMetrics
+from api.metrics import QuarantineMetrics, QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe, TellBrowsers
 from api.prediction_schemas import PredictionCreate
 from api.routes import (
@@ -54,7 +54,7 @@ API_ROUTES = (
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20
-_IMPORTS_AN_ARTIFACT = re.compile(r"/v1/prompt-sets/[^/]+/versions")
+_IMPORTS_AN_ARTIFACT = re.compile(r"/v1/prompt-sets/[^/]+/versions(/[^/]+/artifact)?")
 _BOUNDS_ITSELF = re.compile(r"/v1/(datasets|datasets/[^/]+/versions|uploads/[^/]+/parts/[^/]+)")
 
 DESCRIPTION = """
@@ -85,7 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         doorbell=Doorbell(celery_app(settings)),
     )
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(QueueMetrics(app.state.services.database))
+    for metrics in (QueueMetrics, QuarantineMetrics):
+        app.state.registry.register(metrics(app.state.services.database))
     app.state.serving = None
     app.include_router(health.router)
     if settings.role in (Role.API, Role.ALL):

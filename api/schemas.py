@@ -180,7 +180,10 @@ class AuditEntry(BaseModel):
 
     id: str
     customer: str | None
-    actor: str = Field(description="the key that was used, also an administrator's", examples=[f"key_{'0' * 32}"])
+    actor: str = Field(
+        description="the key that was used, also an administrator's; all zeros: the service itself",
+        examples=[f"key_{'0' * 32}"],
+    )
     action: Action
     resource_type: str = Field(examples=["prompt_set"])
     resource: str = Field(examples=[f"ps_{'0' * 32}"])
@@ -604,7 +607,7 @@ class PromptSet(BaseModel):
 
 
 class PromptSetVersion(BaseModel):
-    """Immutable but for description, metadata and `archived_at`."""
+    """Immutable but for description, metadata, the archive and quarantine."""
 
     prompt_set: str
     version: int
@@ -628,6 +631,8 @@ class PromptSetVersion(BaseModel):
     description: str | None
     metadata: dict[str, str]
     archived_at: datetime | None = Field(description="archived: no name means it, and no alias moves to it")
+    quarantined_at: datetime | None = Field(description="since then the stored artifact is known to be damaged")
+    quarantine_reason: str | None
     created_at: datetime
 
     @classmethod
@@ -656,6 +661,8 @@ class PromptSetVersion(BaseModel):
             description=row.description,
             metadata=row.custom,
             archived_at=row.archived_at,
+            quarantined_at=row.quarantined_at,
+            quarantine_reason=row.quarantine_reason,
             created_at=row.created_at,
         )
 

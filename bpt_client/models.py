@@ -477,6 +477,8 @@ class PromptSetVersion:
     description: str | None = None
     metadata: Json = field(default_factory=dict)
     archived_at: datetime | None = None
+    quarantined_at: datetime | None = None
+    quarantine_reason: str | None = None
 
 
 @dataclass(frozen=True)

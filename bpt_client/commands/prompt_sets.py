@@ -96,6 +96,8 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 *one.metadata.items(),
                 ("created", one.created_at),
                 ("archived", one.archived_at),
+                ("in quarantine", one.quarantined_at),
+                ("because", one.quarantine_reason),
             ]
         )
     elif json:
@@ -350,6 +352,28 @@ def import_version(
         show_json(made)
     else:
         show_facts([("version", f"{made.prompt_set}:{made.version}"), ("sha256", made.artifact_sha256)])
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    version: VersionArgument,
+    file: Annotated[Path, typer.Argument(help="The artifact of that version, as it was downloaded.")],
+) -> None:
+    """Put a version's artifact back where the stored one is damaged: the same bytes. It leaves quarantine."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = client.prompt_sets.restore_version(name, number, file)
+    show_facts([("version", f"{found.prompt_set}:{found.version}"), ("sha256", found.artifact_sha256)])
+
+
+@app.command()
+def release(context: typer.Context, version: VersionArgument) -> None:
+    """Let a version out of quarantine whose stored artifact has been repaired."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = client.prompt_sets.release_version(name, number)
+    show_facts([("version", f"{found.prompt_set}:{found.version}"), ("sha256", found.artifact_sha256)])
 
 
 def _show_alias(alias: Alias, json: bool) -> None:

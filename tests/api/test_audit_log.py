@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from api.app import create_app
 from bpt_core import artifact
@@ -167,11 +168,44 @@ def tell_of_prompt_sets(story: Story, dataset: str) -> None:
     learned: dict[str, Any] = {**one, "version": publish_learned(story, dataset)}
     again = {"job_id": story.do("post", act + "/reproduce", Action.JOB_CREATED, **learned)["id"]}
     story.do("post", "/v1/tuning-jobs/{job_id}/cancel", Action.JOB_CANCELLED, **again)
+    tell_of_quarantine(story, act, learned)
     story.do("post", act + "/archive", Action.SET_VERSION_ARCHIVED, **version)
     story.do("delete", act, Action.SET_VERSION_DELETED, **version)
     story.client.headers["Authorization"] = f"Bearer {story.tokens['customer']}"
     story.do("post", "/v1/prompt-sets", Action.SET_CREATED, json={"name": "production"})
     story.do("delete", "/v1/prompt-sets/{name}", Action.SET_DELETED, name="production")
+
+
+def tell_of_quarantine(story: Story, act: str, learned: dict[str, Any]) -> None:
+    headers, data = {"Content-Type": "application/vnd.safetensors"}, artifact.to_bytes(probe())
+    story.do("put", act + "/artifact", None, **learned, content=data, headers=headers)  # that is what it has
+    damage, repair = "artifact || 'x'", f"'\\x{data.hex()}'"
+    sent: dict[str, Any] = {"content": data, "headers": headers}
+    for verb, path, more in (("post", "/release", {}), ("put", "/artifact", sent)):
+        store_artifact(story, learned["version"], damage)
+        token = story.tokens["customer"]
+        reply = story.client.get(
+            act.format(**learned) + "/artifact",
+            headers={"Authorization": f"Bearer {token}", "X-Request-Id": "req_" + "0" * 24},
+        )
+        assert reply.status_code == 503
+        found = story.entries()[-1]
+        assert (found.action, found.actor, found.after) == (
+            Action.SET_VERSION_QUARANTINED,
+            audit.SERVICE,
+            {"version": learned["version"]},
+        )
+        assert found.request_id == reply.headers["X-Request-Id"]
+        if verb == "post":
+            store_artifact(story, learned["version"], repair)
+        story.do(verb, act + path, Action.SET_VERSION_RELEASED, **learned, **more)
+        if verb == "post":
+            story.do(verb, act + path, None, **learned)  # it is out already
+
+
+def store_artifact(story: Story, version: int, expression: str) -> None:
+    with story.database.customer(story.customer_id) as session:
+        session.execute(text(f"UPDATE prompt_set_versions SET artifact = {expression} WHERE version = {version}"))
 
 
 def tell_of_webhooks(story: Story) -> None:

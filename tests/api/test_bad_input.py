@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.prompt_sets import random_prompt_set
+from bpt_core import artifact
 from bpt_core.backbones import load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
 from tests import archives
@@ -498,7 +499,8 @@ def test_an_artifact_that_changed_in_the_database_is_never_served(
 ) -> None:
     owner, _ = ready
     # A seed of its own: equal bytes of another prompt set would be known to the engine, and rightly served.
-    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=7), name="spoilt")
+    spoilt = random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=7)
+    publish(owner, spoilt, name="spoilt")
     service.rows(
         "UPDATE prompt_set_versions SET artifact = substring(artifact for length(artifact) - 1) || '\\x00' "
         "WHERE customer_id = :customer AND prompt_set_id IN (SELECT id FROM prompt_sets WHERE name = 'spoilt') "
@@ -509,6 +511,38 @@ def test_an_artifact_that_changed_in_the_database_is_never_served(
         reply = http.post("/v1/predictions", data={"prompt_sets": "spoilt"}, files={"images": archives.picture()})
         assert_problem(reply, 503, "artifact_integrity")
         assert_problem(http.get("/v1/prompt-sets/spoilt/versions/1/artifact"), 503, "artifact_integrity")
+        assert "spoilt:1" in reply.json()["detail"]
+        assert http.get("/v1/prompt-sets/spoilt/versions/1").json()["quarantined_at"] is not None
+        again: dict[str, Any] = {
+            "content": artifact.to_bytes(spoilt),
+            "headers": {"Content-Type": "application/vnd.safetensors"},
+        }
+        assert http.put("/v1/prompt-sets/spoilt/versions/1/artifact", **again).status_code == 200
+        reply = http.post("/v1/predictions", data={"prompt_sets": "spoilt"}, files={"images": archives.picture()})
+        assert reply.status_code == 200, reply.text
+
+
+def test_an_artifact_that_nobody_can_read_is_in_quarantine_from_the_first_try_on(
+    service: Service, ready: tuple[Customer, dict[str, Any]]
+) -> None:
+    owner, _ = ready
+    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=8), name="unreadable")
+    service.rows(
+        "UPDATE prompt_set_versions SET artifact = 'garbage', artifact_sha256 = encode(sha256('garbage'), 'hex') "
+        "WHERE customer_id = :customer AND prompt_set_id IN (SELECT id FROM prompt_sets WHERE name = 'unreadable') "
+        "RETURNING 1",
+        customer=owner.uuid,
+    )
+    path = "/v1/prompt-sets/unreadable/versions/1"
+    with owner.http() as http:
+        for _ in range(2):
+            form = {"prompt_sets": "unreadable"}
+            reply = http.post("/v1/predictions", data=form, files={"images": archives.picture()})
+            assert_problem(reply, 503, "artifact_integrity")
+            assert "unreadable:1" in reply.json()["detail"]
+            assert "cannot be read" in http.get(path).json()["quarantine_reason"]
+        assert_problem(http.post(f"{path}/release"), 422, "artifact_corrupt")
+        assert http.get(path).json()["quarantined_at"] is not None
 
 
 # --- batch predictions ---
