@@ -19,6 +19,7 @@ from api.metrics import QuarantineMetrics, QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe, TellBrowsers
 from api.prediction_schemas import PredictionCreate
 from api.routes import (
+    administrators,
     aliases,
     audit_log,
     batch_predictions,
@@ -48,7 +49,7 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
-    *(customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(administrators, customers, audit_log, catalog, uploads, datasets, dataset_versions, dataset_items),
     *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, reproductions, aliases, gates),
     *(batch_predictions, comparisons, webhook_endpoints, webhook_deliveries),
 )

@@ -30,6 +30,7 @@ MEANINGS = {
     "job_terminal": "The job has ended. Try it again, or begin a new one.",
     "job_unfinished": "The job has not come to the end that this needs. Wait for it, or cancel it.",
     "key_ended": "The key is revoked or expired. Make a new one.",
+    "last_admin_key": "Nobody could administer the service any more. Make another administrator's key first.",
     "name_taken": "There is one of that name already. Take another name.",
     "not_reproducible": "Something that the version was learned from is gone or unknown; the detail says what.",
     "prompt_set_in_use": "The prompt set has aliases, or an unfinished job needs it. Remove them first.",

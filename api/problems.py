@@ -60,6 +60,7 @@ STATUS: dict[str, int] = {
     "job_terminal": 409,
     "job_unfinished": 409,
     "key_ended": 409,
+    "last_admin_key": 409,
     "name_taken": 409,
     "not_reproducible": 409,
     "prompt_set_in_use": 409,

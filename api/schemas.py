@@ -138,6 +138,11 @@ class ApiKeyCreate(Request):
     expires_at: datetime | None = None
 
 
+class AdminApiKeyCreate(Request):
+    name: Name
+    expires_at: datetime | None = None
+
+
 class ApiKeyRotate(Request):
     overlap_seconds: int = Field(
         86400,

@@ -128,8 +128,8 @@ class Filters:
     until: datetime | None = None
 
 
-def entries(customer_id: UUID, filters: Filters) -> Select[AuditEntry]:
-    """About one customer, who may be deleted."""
+def entries(customer_id: UUID | None, filters: Filters) -> Select[AuditEntry]:
+    """About one customer, who may be deleted; or about none, that is to say about administrators' keys."""
     query = select(AuditEntry).where(AuditEntry.customer_id == customer_id)
     for column in ("action", "resource", "actor"):
         wanted = getattr(filters, column)

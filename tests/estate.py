@@ -71,6 +71,7 @@ class Estate:
             "changeCustomer": {"json": {"weight": 2}},
             "deleteCustomer": {"params": {"name": "nobody"}},
             "createApiKey": {"json": {"customer": customer, "name": "k"}},
+            "createAdminApiKey": {"json": {"name": "k"}},
             "listApiKeys": {"params": {"customer": customer}},
             "createDataset": {
                 "params": {"name": "d"},

@@ -111,6 +111,23 @@ def tell_of_customers(story: Story) -> None:
     story.told |= {("post", "/v1/customers"), ("delete", "/v1/customers/{customer_id}")}
 
 
+def tell_of_administrators(story: Story) -> None:
+    """In a log of their own, for it is about no customer."""
+    act, keys = "/v1/admin/api-keys", []
+    story.client.headers["Authorization"] = f"Bearer {story.tokens['admin']}"
+    keys.append(story.client.post(act, json={"name": "my key"}).json()["id"])
+    keys.append(story.client.post(f"{act}/{keys[0]}/rotate").json()["id"])
+    assert story.client.post(f"{act}/{keys[0]}/revoke").json()["revoked_at"] is not None
+    log = story.client.get("/v1/admin/audit-log").json()["data"]
+    assert [(entry["action"], entry["resource"], entry["customer"]) for entry in log] == [
+        ("api_key.revoked", keys[0], None),
+        ("api_key.rotated", keys[0], None),
+        ("api_key.created", keys[0], None),
+    ]
+    assert log[1]["after"] == {"key": keys[1], "overlap_seconds": 86400}
+    story.told |= {("post", act), ("post", act + "/{key_id}/rotate"), ("post", act + "/{key_id}/revoke")}
+
+
 def tell_of_datasets(story: Story, dataset: str) -> None:
     story.do("post", "/v1/datasets", Action.DATASET_CREATED, params={"name": "birds"}, content=b"zip", headers=ZIP)
     upload = {"name": "birds", "media_type": "application/zip", "part_bytes": 5 << 20}
@@ -258,6 +275,7 @@ def leave_checkpoints(story: Story) -> None:
 
 def test_every_operation_that_changes_something_leaves_an_entry_in_the_same_request(story: Story, dataset: str) -> None:
     tell_of_customers(story)
+    tell_of_administrators(story)
     job = tell_of_jobs(story, dataset)
     tell_of_imports(story)
     tell_of_webhooks(story)
