@@ -15,11 +15,12 @@ from api import problems
 from api.deps import Services
 from api.indexes import Indexes
 from api.inference_schemas import InferRequest
-from api.metrics import QueueMetrics, RequestMetrics
+from api.metrics import QuarantineMetrics, QueueMetrics, RequestMetrics
 from api.middleware import LimitBody, Observe, TellBrowsers
 from api.prediction_schemas import PredictionCreate
 from api.rate_limits import RateLimits, TellRateLimits
 from api.routes import (
+    administrators,
     aliases,
     audit_log,
     batch_predictions,
@@ -36,6 +37,7 @@ from api.routes import (
     predictions,
     prompt_set_versions,
     prompt_sets,
+    reproductions,
     tuning_jobs,
     uploads,
     usage,
@@ -49,13 +51,13 @@ from bpt_store.queue import Doorbell, celery_app
 from bpt_store.settings import Role, Settings, load_settings
 
 API_ROUTES = (
-    *(customers, audit_log, usage, catalog, uploads, datasets, dataset_versions, dataset_items),
-    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, aliases, gates, batch_predictions, comparisons),
-    *(webhook_endpoints, webhook_deliveries),
+    *(administrators, customers, audit_log, usage, catalog, uploads, datasets, dataset_versions, dataset_items),
+    *(tuning_jobs, checkpoints, prompt_sets, prompt_set_versions, reproductions, aliases, gates),
+    *(batch_predictions, comparisons, webhook_endpoints, webhook_deliveries),
 )
 BODY_LIMIT_BYTES = 1 << 20
 FORM_OVERHEAD_BYTES = 1 << 20
-_IMPORTS_AN_ARTIFACT = re.compile(r"/v1/prompt-sets/[^/]+/versions")
+_IMPORTS_AN_ARTIFACT = re.compile(r"/v1/prompt-sets/[^/]+/versions(/[^/]+/artifact)?")
 _BOUNDS_ITSELF = re.compile(r"/v1/(datasets|datasets/[^/]+/versions|uploads/[^/]+/parts/[^/]+)")
 
 DESCRIPTION = """
@@ -87,7 +89,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         doorbell=Doorbell(celery_app(settings)),
         rate_limits=RateLimits(settings, registry),
     )
-    registry.register(QueueMetrics(services.database))
+    for metrics in (QueueMetrics, QuarantineMetrics):
+        registry.register(metrics(services.database))
     app.state.services, app.state.registry, app.state.serving = services, registry, None
     app.include_router(health.router)
     if settings.role in (Role.API, Role.ALL):

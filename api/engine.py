@@ -27,9 +27,9 @@ from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
 from bpt_core.compute import Precision, device_named
 from bpt_core.engine import Answer, Engine, Input, Wanted
-from bpt_core.errors import BptError
+from bpt_core.errors import ArtifactError, BptError
 from bpt_core.predict import Predictor
-from bpt_store import prompt_sets
+from bpt_store import prompt_sets, quarantine
 from bpt_store.customers import Identity
 from bpt_store.db import Database
 from bpt_store.models import PromptSetVersion
@@ -134,7 +134,12 @@ class Serving:
     def _fetch(self, customer_id: UUID, version: PromptSetVersion) -> PromptSet:
         with self._database.customer(customer_id) as session:
             data = prompt_sets.artifact(session, version)
-        return artifact.from_bytes(data)
+            try:
+                return artifact.from_bytes(data)
+            except ArtifactError as error:
+                if error.code == "artifact_schema":
+                    raise  # another release may read it
+                raise quarantine.unreadable(session, version, str(error)) from error
 
 
 async def _leave(request: Request) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from bpt_store import scheduling
+from bpt_store import quarantine, scheduling
 from bpt_store.db import Database
 
 if TYPE_CHECKING:
@@ -51,6 +51,21 @@ class QueueMetrics(Collector):
             if depth.oldest_wait_seconds is not None:
                 wait.add_metric([depth.kind], depth.oldest_wait_seconds)
         yield from (count, wait)
+
+
+class QuarantineMetrics(Collector):
+    """As QueueMetrics."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            with self._database.system() as session:
+                count = quarantine.count(session)
+        except SQLAlchemyError:
+            return
+        yield GaugeMetricFamily("bpt_quarantined_versions", "versions whose stored artifact is damaged", value=count)
 
 
 class PredictionMetrics:

@@ -12,12 +12,13 @@ from api.problems import Problem
 from bpt_core import catalog, continuing
 from bpt_core.catalog import BackboneSpec
 from bpt_core.cost import tuning_flops
-from bpt_core.errors import InvalidSetting
+from bpt_core.errors import BackboneError, InvalidSetting
 from bpt_core.headers import describe
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe, default_recipe, parameter_count
 from bpt_core.sweep import Search
-from bpt_store import datasets, jobs, models, prompt_sets
+from bpt_store import datasets, jobs, lineage, models, prompt_sets
+from bpt_store.lineage import Lineage
 from bpt_store.settings import Settings
 
 
@@ -77,19 +78,54 @@ def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session:
     search = _search(auto, body.trials)
     if search:
         search.recipes(recipe)  # refuses what cannot be searched
-    train, val = (datasets.images(dataset, split) for split in ("train", "val"))
-    flops = tuning_flops(recipe, spec, train_images=train, val_images=val, search=search)
-    rate = jobs.measured_flops_per_second(session) or settings.tuning_flops_per_second
+    flops = _flops(recipe, spec, search, dataset)
     return Plan(
         spec=spec,
         recipe=recipe,
         search=search,
         parameters=parameter_count(recipe, spec),
         flops=flops,
-        estimated_seconds=flops / rate,
+        estimated_seconds=flops / _rate(session, settings),
         budget=body.budget.model_dump() if body.budget else None,
         continue_from=begun.lineage(dataset) if begun else None,
     )
+
+
+def again(version: models.PromptSetVersion, learned_from: Lineage, session: Session, settings: Settings) -> Plan:
+    """What a version was made by. Problem `not_reproducible`, `backbone_noncommercial`.
+
+    Weights that an operator has put beside the service only the trainer can know.
+    """
+    try:
+        spec = offered(version.backbone, settings)
+        recipe = Recipe.from_dict(learned_from.recipe)
+        search = Search.from_dict(learned_from.search) if learned_from.search else None
+    except (BackboneError, InvalidSetting) as error:
+        raise Problem(lineage.INCOMPLETE, f"the version cannot be learned again: {error}") from error
+    known = catalog.known_fingerprint(settings.weights_directory, spec)
+    if known not in (None, version.backbone_fingerprint):
+        raise Problem(lineage.INCOMPLETE, f"the version was learned on other weights of {spec.name} than are here")
+    flops = _flops(recipe, spec, search, learned_from.dataset)
+    return Plan(
+        spec=spec,
+        recipe=recipe,
+        search=search,
+        parameters=parameter_count(recipe, spec),
+        flops=flops,
+        estimated_seconds=flops / _rate(session, settings),
+        budget=None,
+        continue_from=dict(version.continued_from) if version.continued_from else None,
+    )
+
+
+def _flops(recipe: Recipe, spec: BackboneSpec, search: Search | None, dataset: models.DatasetVersion) -> float:
+    train, val = (datasets.images(dataset, split) for split in ("train", "val"))
+    return tuning_flops(recipe, spec, train_images=train, val_images=val, search=search)
+
+
+def _rate(session: Session, settings: Settings) -> float:
+    """How many of them a second."""
+    return jobs.measured_flops_per_second(session) or settings.tuning_flops_per_second
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from api import estimates
+from api.reproduction_schemas import Reproduced, Reproduction
 from bpt_core.catalog import BackboneSpec, Pooling
 from bpt_core.methods import Depth, Method, Start
 from bpt_core.recipe import WhiteningInput
@@ -168,6 +169,11 @@ class ApiKeyCreate(Request):
     expires_at: Moment | None = None
 
 
+class AdminApiKeyCreate(Request):
+    name: Name
+    expires_at: datetime | None = None
+
+
 class ApiKeyRotate(Request):
     overlap_seconds: int = Field(
         86400,
@@ -234,7 +240,10 @@ class AuditEntry(BaseModel):
 
     id: str
     customer: str | None
-    actor: str = Field(description="the key that was used, also an administrator's", examples=[f"key_{'0' * 32}"])
+    actor: str = Field(
+        description="the key that was used, also an administrator's; all zeros: the service itself",
+        examples=[f"key_{'0' * 32}"],
+    )
     action: Action
     resource_type: str = Field(examples=["prompt_set"])
     resource: str = Field(examples=[f"ps_{'0' * 32}"])
@@ -542,12 +551,14 @@ class TuningJob(BaseModel):
     estimated_seconds: float | None
     budget: Budget | None
     continue_from: ContinuedFrom | None
+    reproduces: Reproduced | None = Field(description="the version that is learned once more; nothing is published")
     attempt: int
     failures: int
     worked_seconds: float = Field(description="of running, in all attempts that have ended")
     progress: dict[str, Any] | None
     stopped_by: Literal["budget"] | None = Field(description="what ended training before the last epoch")
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = Field(description="what was published")
+    reproduction: Reproduction | None = Field(description="how what was learned differs from `reproduces`")
     error: Trouble | None
     metadata: dict[str, str]
     created_at: datetime
@@ -559,6 +570,7 @@ class TuningJob(BaseModel):
     def of(cls, row: models.Job, waiting: scheduling.Waiting | None = None) -> Self:
         search = row.payload.get("search")
         method, hyperparameters = split_recipe(row.payload["recipe"], search)
+        reproduction = (row.result or {}).get("reproduction")
         assert row.dataset_id is not None
         return cls(
             id=ids.public(ids.JOB, row.id),
@@ -577,12 +589,14 @@ class TuningJob(BaseModel):
             estimated_seconds=row.payload.get("estimated_seconds"),
             budget=row.payload.get("budget"),
             continue_from=row.payload.get("continue_from"),
+            reproduces=row.payload.get("reproduces"),
             attempt=row.attempt,
             failures=row.failures,
             worked_seconds=row.worked_seconds,
             progress=row.progress,
             stopped_by=(row.result or {}).get("stopped_by"),
-            result=row.result,
+            result=row.result if reproduction is None else None,
+            reproduction=reproduction,
             error=Trouble.of(row.error),
             metadata=row.custom,
             created_at=row.created_at,
@@ -660,7 +674,7 @@ class PromptSet(BaseModel):
 
 
 class PromptSetVersion(BaseModel):
-    """Immutable but for description, metadata and `archived_at`."""
+    """Immutable but for description, metadata, the archive and quarantine."""
 
     prompt_set: str
     version: int
@@ -684,6 +698,8 @@ class PromptSetVersion(BaseModel):
     description: str | None
     metadata: dict[str, str]
     archived_at: datetime | None = Field(description="archived: no name means it, and no alias moves to it")
+    quarantined_at: datetime | None = Field(description="since then the stored artifact is known to be damaged")
+    quarantine_reason: str | None
     created_at: datetime
 
     @classmethod
@@ -712,6 +728,8 @@ class PromptSetVersion(BaseModel):
             description=row.description,
             metadata=row.custom,
             archived_at=row.archived_at,
+            quarantined_at=row.quarantined_at,
+            quarantine_reason=row.quarantine_reason,
             created_at=row.created_at,
         )
 

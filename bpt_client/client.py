@@ -46,6 +46,7 @@ class Client:
         self._transport = Transport(base_url, api_key, timeout)
         self.customers = Customers(self._transport)
         self.api_keys = ApiKeys(self._transport)
+        self.admin_keys = AdminKeys(self._transport)
         self.datasets = Datasets(self._transport)
         self.tuning_jobs = TuningJobs(self._transport)
         self.prompt_sets = PromptSets(self._transport)
@@ -207,6 +208,37 @@ class ApiKeys:
 def _usage_query(customer_id: str | None, first: date | None, last: date | None) -> dict[str, str | None]:
     days = {"from": first, "to": last}
     return {"customer": customer_id} | {name: None if day is None else day.isoformat() for name, day in days.items()}
+
+
+class AdminKeys:
+    """Those of administrators; needs one. The last that has no end stays: Conflict `last_admin_key`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, name: str, *, expires_at: datetime | None = None) -> ApiKey:
+        """The answer's `token` is the secret; it cannot be had again."""
+        body = {"name": name, "expires_at": None if expires_at is None else expires_at.astimezone().isoformat()}
+        return self._transport.send(ApiKey, "/v1/admin/api-keys", body)
+
+    def list(self) -> Iterator[ApiKey]:
+        return self._transport.pages(ApiKey, "/v1/admin/api-keys")
+
+    def get(self, key_id: str) -> ApiKey:
+        return self._transport.fetch(ApiKey, f"/v1/admin/api-keys/{segment(key_id)}")
+
+    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
+        """A new key with its `token`; the old one holds for `overlap_seconds` more, by default a day."""
+        return self._transport.send(
+            ApiKey, f"/v1/admin/api-keys/{segment(key_id)}/rotate", {"overlap_seconds": overlap_seconds}
+        )
+
+    def revoke(self, key_id: str) -> ApiKey:
+        return self._transport.send(ApiKey, f"/v1/admin/api-keys/{segment(key_id)}/revoke")
+
+    def audit_log(self) -> Iterator[AuditEntry]:
+        """What was done to these keys, newest first."""
+        return self._transport.pages(AuditEntry, "/v1/admin/audit-log")
 
 
 def _image_part(image: Image, files: ExitStack) -> tuple[str, BinaryIO | bytes, str]:

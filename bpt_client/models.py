@@ -308,11 +308,66 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class VersionMetrics:
+    best_epoch: int | None = None
+    val: Evaluation | None = None
+    test: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """The version that a job learns once more."""
+
+    prompt_set: str
+    version: int
+    artifact_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt_set}:{self.version}"
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """`relative` is the norm of the difference as a share of the norm of what was."""
+
+    is_equal: bool
+    largest: float | None = None
+    relative: float | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """`code_version` is the release of the service that learned it."""
+
+    artifact_sha256: str
+    metrics: VersionMetrics
+    code_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How what was learned once more differs from the first time.
+
+    `verdict` is "identical" (bit for bit), "equivalent" (within the service's tolerance) or "different"; `agreement` is
+    the share of the `images` of `split` that both answer the same.
+    """
+
+    verdict: str
+    tensors: dict[str, TensorDifference]
+    split: str
+    images: int
+    agreement: float
+    then: Learned
+    now: Learned
+
+
+@dataclass(frozen=True)
 class TuningJob:
     """`attempt` counts how often a worker took the job, `failures` how many of those attempts crashed.
 
     `parameters` are the trained ones without the head. `dataset` is an id, `prompt_set` a name. `worked_seconds` is
-    what attempts took that have ended. `stopped_by` is "budget" where that ended training before the last epoch.
+    what attempts took that have ended. `stopped_by` is "budget" where that ended training before the last epoch. One
+    that `reproduces` a version publishes nothing: it has a `reproduction` in place of a `result`.
     """
 
     id: str
@@ -329,12 +384,14 @@ class TuningJob:
     estimated_seconds: float | None = None
     budget: Budget | None = None
     continue_from: ContinuedFrom | None = None
+    reproduces: Reproduced | None = None
     attempt: int = 0
     failures: int = 0
     worked_seconds: float = 0.0
     progress: Progress | None = None
     stopped_by: str | None = None
     result: TuningResult | None = None
+    reproduction: Reproduction | None = None
     error: Problem | None = None
     metadata: Json = field(default_factory=dict)
     started_at: datetime | None = None
@@ -406,13 +463,6 @@ class PromptSet:
 
 
 @dataclass(frozen=True)
-class VersionMetrics:
-    best_epoch: int | None = None
-    val: Evaluation | None = None
-    test: Evaluation | None = None
-
-
-@dataclass(frozen=True)
 class PromptSetVersion:
     """Immutable. `job` and `dataset` are ids; what they name may be deleted since.
 
@@ -443,6 +493,8 @@ class PromptSetVersion:
     description: str | None = None
     metadata: Json = field(default_factory=dict)
     archived_at: datetime | None = None
+    quarantined_at: datetime | None = None
+    quarantine_reason: str | None = None
 
 
 @dataclass(frozen=True)

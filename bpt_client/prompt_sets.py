@@ -20,6 +20,7 @@ from bpt_client.models import (
     GateCheck,
     PromptSet,
     PromptSetVersion,
+    TuningJob,
     parse,
 )
 from bpt_client.transport import Transport, decode, segment
@@ -170,6 +171,13 @@ class PromptSets:
         """How it did on labelled datasets, newest first."""
         return self._transport.pages(GateCheck, f"{_path(name, version)}/gate-checks")
 
+    def reproduce(self, name: str, version: int) -> TuningJob:
+        """Learn a version once more: a tuning job, to be waited for, that publishes nothing and has a `reproduction`.
+
+        Conflict `not_reproducible` where something that it was learned from is gone, or unknown.
+        """
+        return self._transport.send(TuningJob, f"{_path(name, version)}/reproduce")
+
     def artifact(self, name: str, version: int | None = None) -> bytes:
         """The artifact (safetensors), by default the newest. TransferCorrupt unless its SHA-256 is as announced."""
         facts = self.version(name, version)
@@ -192,22 +200,40 @@ class PromptSets:
 
         The prompt set is made if it is not there. InputError where the file cannot be read.
         """
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        headers = {
-            "Content-Type": "application/vnd.safetensors",
-            "Content-Length": str(len(content)),
-            "Content-Digest": f"sha-256=:{digest}:",
-        }
+        content, headers = _artifact(path)
         sent = self._transport.post(f"{_path(name)}/versions", headers=headers, content=lambda: iter([content]))
         return parse(PromptSetVersion, decode(sent))
+
+    def restore_version(self, name: str, version: int, path: str | Path) -> PromptSetVersion:
+        """Put an artifact back where the stored one is damaged: the file that `download` wrote. It leaves quarantine.
+
+        Conflict `artifact_mismatch` where it is another one; InputError where the file cannot be read.
+        """
+        content, headers = _artifact(path)
+        sent = self._transport.once("PUT", f"{_path(name, version)}/artifact", headers=headers, content=content)
+        return parse(PromptSetVersion, decode(sent))
+
+    def release_version(self, name: str, version: int) -> PromptSetVersion:
+        """Out of quarantine, once the stored artifact has been repaired; Unavailable `artifact_integrity` before."""
+        return self._transport.send(PromptSetVersion, f"{_path(name, version)}/release")
 
     def _change(self, path: str, description: str | None, metadata: Mapping[str, str] | None) -> Any:
         body = {"description": description, "metadata": None if metadata is None else dict(metadata)}
         return decode(self._transport.once("PATCH", path, json=body))
+
+
+def _artifact(path: str | Path) -> tuple[bytes, dict[str, str]]:
+    """A file and the headers it is sent with."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    return content, {
+        "Content-Type": "application/vnd.safetensors",
+        "Content-Length": str(len(content)),
+        "Content-Digest": f"sha-256=:{digest}:",
+    }
 
 
 def _path(name: str, version: int | None = None) -> str:

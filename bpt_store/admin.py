@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from bpt_store import customers
+from bpt_store import administrators
 from bpt_store.db import Database
 from bpt_store.settings import Settings
 from bpt_store.up import environment_of
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     database = Database(Settings())
     try:
         with database.system() as session:
-            token = customers.bootstrap(session)
+            token = administrators.bootstrap(session)
     except OperationalError as error:
         raise SystemExit(
             f"bpt admin: the database cannot be reached; is the service running? ({error.orig})"

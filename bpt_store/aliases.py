@@ -83,8 +83,8 @@ def move(
 
     Conflict `alias_moved` if it is not at `expected_version` (None: it must not be there yet), `precondition_failed`
     if `condition` does not hold for the number of its last move (None: it is not there), `gate_not_passed` if the
-    prompt set's gate is against it and there is no reason to override it. NotFound for a version that is absent or
-    archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
+    prompt set's gate is against it and there is no reason to override it, `version_quarantined`. NotFound for a version
+    that is absent or archived, Invalid for a name no alias can have, LimitReached `alias_limit`.
     """
     _check_name(alias)
     prompt_set = lock(session, prompt_set_id)
@@ -115,7 +115,8 @@ def rollback(
     the alias has been before. No gate is asked.
 
     Conflict `alias_no_history` where the last move made the alias, or it never was at `to_version`; `alias_moved`,
-    `precondition_failed` as for a move. NotFound if there is no such alias, or if the version is archived by now.
+    `precondition_failed`, `version_quarantined` as for a move. NotFound if there is no such alias, or if the version is
+    archived by now.
     """
     prompt_set = lock(session, prompt_set_id)
     current = get(session, prompt_set_id, alias).version
@@ -249,13 +250,16 @@ def _before(session: Session, prompt_set_id: UUID, alias: str) -> int | None:
 
 
 def _check_published(session: Session, prompt_set_id: UUID, version: int) -> None:
-    published = select(PromptSetVersion.version).where(
+    published = select(PromptSetVersion.version, PromptSetVersion.quarantined_at).where(
         PromptSetVersion.prompt_set_id == prompt_set_id,
         PromptSetVersion.version == version,
         PromptSetVersion.archived_at.is_(None),
     )
-    if session.scalar(published) is None:
+    found = session.execute(published).one_or_none()
+    if found is None:
         raise NotFound(f"there is no version {version}, or it is archived")
+    if found.quarantined_at is not None:
+        raise Conflict(f"version {version} is in quarantine, and would serve nobody", code="version_quarantined")
 
 
 def _version_of(session: Session, prompt_set_id: UUID, alias: str) -> int | None:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from bpt_store.models import AuditEntry
 
 Fact = StrEnum | str | int | float | bool | datetime | list[str] | None
+SERVICE = UUID(int=0)  # acts for itself where it finds something damaged
 _ACTOR = "audit actor"
 _OURS = re.compile(r"req_[0-9a-f]{24}")
 _PUBLIC_ID = re.compile(r"[a-z]+_[0-9a-f]{32}")
@@ -57,6 +58,8 @@ class Action(StrEnum):
     SET_VERSION_ARCHIVED = "prompt_set.version.archived"
     SET_VERSION_UNARCHIVED = "prompt_set.version.unarchived"
     SET_VERSION_DELETED = "prompt_set.version.deleted"
+    SET_VERSION_QUARANTINED = "prompt_set.version.quarantined"
+    SET_VERSION_RELEASED = "prompt_set.version.released"
     GATE_SET = "prompt_set.gate.set"
     GATE_REMOVED = "prompt_set.gate.removed"
     SET_VERSION_IMPORTED = "prompt_set.version.imported"
@@ -97,7 +100,7 @@ def record(
 ) -> None:
     """An entry about a resource, by its public id. Whose it is, is known of a customer's session and told of others.
 
-    Nothing where nobody acts: what the service does by itself is told by the events of jobs.
+    Nothing where nobody acts: what the service does by itself is told by the events of jobs, but for quarantine.
     """
     actor: Actor | None = session.info.get(_ACTOR)
     if actor is None:
@@ -126,8 +129,8 @@ class Filters:
     until: datetime | None = None
 
 
-def entries(customer_id: UUID, filters: Filters) -> Select[AuditEntry]:
-    """About one customer, who may be deleted."""
+def entries(customer_id: UUID | None, filters: Filters) -> Select[AuditEntry]:
+    """About one customer, who may be deleted; or about none, that is to say about administrators' keys."""
     query = select(AuditEntry).where(AuditEntry.customer_id == customer_id)
     for column in ("action", "resource", "actor"):
         wanted = getattr(filters, column)

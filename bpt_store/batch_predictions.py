@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from bpt_store import jobs, prompt_sets
+from bpt_store import jobs, prompt_sets, quarantine
 from bpt_store.errors import Conflict, Damaged
 from bpt_store.models import DatasetVersion, Job, JobKind, JobState
 from bpt_store.scheduling import Priority
@@ -27,7 +27,9 @@ def create(
     priority: Priority = Priority.NORMAL,
     unfinished_limit: int,
 ) -> Job:
-    """A queued job; references to the same version count once. NotFound, LimitReached `queue_limit`."""
+    """A queued job; references to the same version count once. NotFound, Damaged for one in quarantine, LimitReached
+    `queue_limit`.
+    """
     return jobs.create(
         session,
         customer_id,
@@ -73,6 +75,7 @@ def _resolved(session: Session, references: Sequence[str]) -> list[dict[str, Any
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for reference in references:
         prompt_set, version = prompt_sets.resolve(session, reference)
+        quarantine.check(prompt_set.name, version)
         found[prompt_set.name, version.version] = {
             "name": prompt_set.name,
             "version": version.version,

@@ -172,16 +172,6 @@ def create_key(
     return key, f"bpt_{key.id.hex}_{secret}"
 
 
-def bootstrap(session: Session) -> str | None:
-    """The first administrator's token, or None where there is an administrator's key that holds already."""
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtext("bpt bootstrap"))))
-    alive = select(ApiKey.id).where(ApiKey.customer_id.is_(None), ApiKey.revoked_at.is_(None)).limit(1)
-    if session.scalar(alive) is not None:
-        return None
-    _, token = create_key(session, None, "bootstrap", [Scope.ADMIN])
-    return token
-
-
 def get_key(session: Session, key_id: UUID) -> ApiKey:
     """A customer's key. NotFound, also for an administrator's."""
     key = session.get(ApiKey, key_id)
@@ -191,14 +181,18 @@ def get_key(session: Session, key_id: UUID) -> ApiKey:
 
 
 def rotate_key(session: Session, key_id: UUID, *, overlap_seconds: float) -> tuple[ApiKey, str]:
+    """As `replace_key`, for a customer's key. NotFound, Conflict `key_ended`."""
+    return replace_key(session, get_key(session, key_id), overlap_seconds=overlap_seconds)
+
+
+def replace_key(session: Session, old: ApiKey, *, overlap_seconds: float) -> tuple[ApiKey, str]:
     """A new key that may do the same, in place of one that holds no longer than the overlap -> (row, token).
 
-    Where the old one was to expire, the new one lives as long as that one was to. NotFound, Conflict `key_ended`.
+    Where the old one was to expire, the new one lives as long as that one was to. Conflict `key_ended`.
     """
-    old = get_key(session, key_id)
     session.refresh(old, with_for_update=True)
     ended = or_(ApiKey.revoked_at.is_not(None), ApiKey.expires_at <= func.now())
-    if session.scalar(select(ApiKey.id).where(ApiKey.id == key_id, ended)) is not None:
+    if session.scalar(select(ApiKey.id).where(ApiKey.id == old.id, ended)) is not None:
         raise Conflict("the key is revoked or expired: there is nothing to replace", code="key_ended")
     now: datetime = session.scalars(select(func.now())).one()
     expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
@@ -209,8 +203,8 @@ def rotate_key(session: Session, key_id: UUID, *, overlap_seconds: float) -> tup
     return key, token
 
 
-def revoke_key(session: Session, customer_id: UUID, key_id: UUID) -> ApiKey:
-    """Revoking twice is the same as once."""
+def revoke_key(session: Session, customer_id: UUID | None, key_id: UUID) -> ApiKey:
+    """Revoking twice is the same as once. Without a customer it is an administrator's. NotFound."""
     key: ApiKey | None = session.scalar(
         update(ApiKey)
         .where(ApiKey.id == key_id, ApiKey.customer_id == customer_id)

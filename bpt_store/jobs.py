@@ -107,7 +107,7 @@ def create(
         dataset_id=dataset_id,
         dataset_version=dataset_version,
         prompt_set_id=prompt_set_id,
-        payload={**payload, "format": scheduling.PAYLOAD_FORMAT},
+        payload={"format": scheduling.FIRST_FORMAT, **payload},
         custom=dict(custom or {}),
         priority=priority.number,
     )

@@ -397,7 +397,7 @@ class PromptSet(Base):
 
 class PromptSetVersion(Base):
     """Immutable but for its label: description, metadata, and whether it is archived. The artifact lives here, a few
-    hundred kilobytes; lineage has no foreign keys.
+    hundred kilobytes; lineage has no foreign keys. In quarantine (see quarantine.py) the artifact is not what it was.
 
     `job_epoch` is the epoch of a checkpoint that was published; None for what came out at the end of the job.
     `continued_from` is the version that tuning began with: {"prompt_set", "version", "artifact_sha256"}.
@@ -410,6 +410,11 @@ class PromptSetVersion(Base):
             ["customer_id", "prompt_set_id"], ["prompt_sets.customer_id", "prompt_sets.id"], ondelete="CASCADE"
         ),
         UniqueConstraint("customer_id", "prompt_set_id", "version"),
+        Index(
+            "prompt_set_versions_quarantined",
+            *("prompt_set_id", "version"),
+            postgresql_where=text("quarantined_at is not null"),
+        ),
     )
 
     prompt_set_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -433,6 +438,8 @@ class PromptSetVersion(Base):
     description: Mapped[str | None]
     custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=EMPTY_OBJECT)
     archived_at: Mapped[datetime | None]
+    quarantined_at: Mapped[datetime | None]
+    quarantine_reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

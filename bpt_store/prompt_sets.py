@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
-from bpt_store import ids, webhook_events
-from bpt_store.errors import Conflict, Damaged, NotFound
+from bpt_store import ids, quarantine, webhook_events
+from bpt_store.errors import Conflict, NotFound
 from bpt_store.models import TERMINAL_STATES, Job, JobKind, PromptSet, PromptSetAlias, PromptSetVersion
 from bpt_store.webhook_events import EventType
 
@@ -107,7 +107,7 @@ def lock(session: Session, prompt_set_id: UUID) -> PromptSet:
 def delete(session: Session, name: str) -> PromptSet:
     """With all versions and the history of its aliases -> what it was. One made anew under the name is another one.
 
-    Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it.
+    Conflict `prompt_set_in_use` while it has aliases, or an unfinished job is to publish into it or reproduces it.
     """
     prompt_set = get(session, name)
     # Waits for those that create a job for it just now, and they for us.
@@ -122,7 +122,7 @@ def delete(session: Session, name: str) -> PromptSet:
         Job.state.not_in(TERMINAL_STATES),
     )
     if session.scalar(unfinished.limit(1)) is not None:
-        raise Conflict("an unfinished tuning job is to publish into the prompt set", code="prompt_set_in_use")
+        raise Conflict("an unfinished tuning job needs the prompt set", code="prompt_set_in_use")
     session.execute(sql_delete(PromptSet).where(PromptSet.id == prompt_set.id))
     return prompt_set
 
@@ -151,7 +151,7 @@ def publish(
         version=max(session.scalars(newest).one(), prompt_set.last_deleted) + 1,
         customer_id=prompt_set.customer_id,
         artifact=publication.artifact,
-        artifact_sha256=hashlib.sha256(publication.artifact).hexdigest(),
+        artifact_sha256=_sha256(publication.artifact),
         artifact_bytes=len(publication.artifact),
         backbone=publication.backbone,
         backbone_fingerprint=publication.backbone_fingerprint,
@@ -201,6 +201,30 @@ def delete_version(session: Session, name: str, number: int) -> PromptSetVersion
     session.delete(version)
     session.flush()
     return version
+
+
+def release(session: Session, name: str, number: int, artifact: bytes | None = None) -> tuple[PromptSetVersion, bool]:
+    """Out of quarantine, for the stored bytes are what was published: again, or with these put in their place -> the
+    version, and whether anything was changed.
+
+    Conflict `artifact_mismatch` where these are others, Damaged where the stored ones still are. Whether they can be
+    read is for the caller to see.
+    """
+    version = _locked(session, name, number)
+    is_sound = _sha256(session.scalars(_artifact(version)).one()) == version.artifact_sha256
+    if artifact is None and not is_sound:
+        raise quarantine.altered(session, version)
+    if artifact is not None and _sha256(artifact) != version.artifact_sha256:
+        raise Conflict(
+            f"{name}:{number} was published with the SHA-256 {version.artifact_sha256}, and this has another",
+            code="artifact_mismatch",
+        )
+    was_quarantined = version.quarantined_at is not None
+    if artifact is not None and not is_sound:
+        version.artifact = artifact
+    version.quarantined_at = version.quarantine_reason = None
+    session.flush()
+    return version, was_quarantined or not is_sound
 
 
 def _locked(session: Session, name: str, number: int) -> PromptSetVersion:
@@ -253,15 +277,25 @@ def resolve(session: Session, reference: str) -> tuple[PromptSet, PromptSetVersi
 
 
 def artifact(session: Session, version: PromptSetVersion) -> bytes:
-    """The artifact of a version; Damaged where the stored bytes no longer have the hash they were published with."""
-    data: bytes = session.scalars(
-        select(PromptSetVersion.artifact).where(
-            PromptSetVersion.prompt_set_id == version.prompt_set_id, PromptSetVersion.version == version.version
-        )
-    ).one()
-    if hashlib.sha256(data).hexdigest() != version.artifact_sha256:
-        raise Damaged(f"version {version.version} is not what was published: the stored bytes have another hash")
+    """The artifact of a version; Damaged where the stored bytes no longer have the hash they were published with, by
+    which the version is in quarantine then.
+    """
+    data = session.scalars(_artifact(version)).one()
+    if _sha256(data) != version.artifact_sha256:
+        raise quarantine.altered(session, version)
+    if version.quarantined_at is not None:
+        quarantine.check(session.get_one(PromptSet, version.prompt_set_id).name, version)
     return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _artifact(version: PromptSetVersion) -> Select[bytes]:
+    return select(PromptSetVersion.artifact).where(
+        PromptSetVersion.prompt_set_id == version.prompt_set_id, PromptSetVersion.version == version.version
+    )
 
 
 def versions(session: Session, prompt_set_id: UUID) -> list[int]:

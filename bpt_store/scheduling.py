@@ -21,8 +21,11 @@ from sqlalchemy.orm import Session
 from bpt_store.models import TERMINAL_STATES, Customer, Job, JobKind, JobState, QueueShare
 
 # What the `payload` of a job means. Whoever changes it so that a worker of before would misread it adds one: during an
-# upgrade such a job waits for a worker that knows it. A payload that names no `format` is of the first one.
-PAYLOAD_FORMAT = 1
+# upgrade such a job waits for a worker that knows it, and other jobs do not. A payload names the `format` it needs, and
+# is of the first where it names none.
+FIRST_FORMAT = 1
+REPRODUCING_FORMAT = 2  # a tuning job with `reproduces` publishes nothing
+PAYLOAD_FORMAT = 2  # the newest that is known here
 
 EXPECTED_SECONDS = 60.0
 _RECENT_JOBS = 20

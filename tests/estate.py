@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sqlalchemy import text
 
+from bpt_core import artifact
 from bpt_core.items import IndexedItem, write_items
 from bpt_core.methods import Method
 from bpt_core.pictures import Facts, Split
@@ -40,6 +41,7 @@ from bpt_store.objects import Objects
 from bpt_store.prompt_sets import Publication
 from bpt_store.quotas import Limits
 from bpt_store.uploads import Intent, Part
+from tests.published import probe
 
 ITEM = "itm_" + "1" * 24
 DIGEST = "2" * 64
@@ -73,6 +75,7 @@ class Estate:
             "changeCustomer": {"json": {"weight": 2}},
             "deleteCustomer": {"params": {"name": "nobody"}},
             "createApiKey": {"json": {"customer": customer, "name": "k"}},
+            "createAdminApiKey": {"json": {"name": "k"}},
             "listApiKeys": {"params": {"customer": customer}},
             "createDataset": {
                 "params": {"name": "d"},
@@ -93,6 +96,10 @@ class Estate:
             "setPromptSetGate": {"json": {"dataset": dataset, "floor": 0.1}},
             "importPromptSetVersion": {
                 "content": b"no artifact",
+                "headers": {"Content-Type": "application/vnd.safetensors"},
+            },
+            "restoreArtifact": {
+                "content": artifact.to_bytes(probe()),
                 "headers": {"Content-Type": "application/vnd.safetensors"},
             },
             "compareBatchPrediction": {"params": {"a": "birds:1", "b": "birds:2"}},

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch._dynamo  # else the first optimizer of each job would import it, in a second or two
 
-from bpt_core import artifact
-from bpt_core.backbones import load_backbone
+from bpt_core import artifact, reproduction
+from bpt_core.artifact import PromptSet
+from bpt_core.backbones import Backbone, load_backbone
 from bpt_core.compute import Compute, Precision, is_out_of_memory
 from bpt_core.dataset import PackedDataset, Split
 from bpt_core.errors import ArtifactError, BptError, DatasetError
@@ -61,7 +62,9 @@ def main() -> None:
         weights = Path(job["weights"]) if job["weights"] else None
         backbone = load_backbone(job["backbone"], weights=weights, device=device)
         dataset = PackedDataset([child.directory / name for name in job["shards"]])
-        start = artifact.from_bytes((child.directory / job["start"]).read_bytes()) if job["start"] else None
+        start, reproduced = (_prompt_set(child, job[role]) for role in ("start", "reproduces"))
+        if reproduced is not None:
+            _check_weights(reproduced, backbone)
         child.event("started", {"device": device, "resumed": bool(job["checkpoints"])})
         run = partial(
             tune,
@@ -81,6 +84,9 @@ def main() -> None:
 
         compute = Compute(**{**job["compute"], "precision": Precision(job["compute"]["precision"])})
         tuned = _within_memory(child, attempt, compute)
+        difference = None
+        if reproduced is not None:
+            difference = reproduction.compare(reproduced, tuned.prompt_set, backbone, dataset).to_dict()
     except OutOfMemory as error:
         child.failed("out_of_memory", f"{error}; a smaller batch_size or fewer prompts need less memory")
         return
@@ -104,11 +110,26 @@ def main() -> None:
                 "whitening": tuned.whitening,
                 "burstiness": tuned.burstiness,
             },
+            "reproduction": difference,
             "report": report,
             "report_failure": report_failure,
             "stopped_by": tuned.stopped_by,
         }
     )
+
+
+def _prompt_set(child: Child, file: str | None) -> PromptSet | None:
+    return None if file is None else artifact.from_bytes((child.directory / file).read_bytes())
+
+
+def _check_weights(reproduced: PromptSet, backbone: Backbone) -> None:
+    """Before any work: what comes out could not be compared."""
+    if reproduced.backbone_fingerprint != backbone.fingerprint:
+        raise ArtifactError(
+            f"the version was learned on other weights of {backbone.name} than are here: fingerprint "
+            f"{reproduced.backbone_fingerprint} there and {backbone.fingerprint} here",
+            code="not_reproducible",
+        )
 
 
 class OutOfMemory(Exception):

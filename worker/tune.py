@@ -1,7 +1,11 @@
-"""Tuning jobs, the supervisor's side: fetch shards and checkpoint before, publish the artifact after."""
+"""Tuning jobs, the supervisor's side: fetch shards and checkpoint before, publish the artifact after.
+
+One that reproduces a version publishes nothing: its result is the difference.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -34,6 +38,7 @@ class Tune:
             **inputs.fetch_version(worker, job, directory),
             "checkpoints": _fetch_checkpoints(worker, job, directory),
             "start": _fetch_start(worker, job, directory),
+            "reproduces": _fetch_reproduced(worker, job, directory),
             "backbone": job.payload["backbone"],
             "weights": inputs.local_weights(worker, job.payload["backbone"]),
             "recipe": job.payload["recipe"],
@@ -73,7 +78,12 @@ class Tune:
         """A tuning job has nothing beyond code and detail."""
 
     def publish(self, _worker: Worker, job: Job, directory: Path, result: dict[str, Any]) -> Callable[[Session], None]:
+        if result["report_failure"]:
+            # The customer gets the prompt set all the same; the fault is ours, and nobody else is told of it.
+            logger.error("the report is not as it should be", extra={"reason": result["report_failure"]})
         artifact = (directory / result["artifact"]).read_bytes()
+        if "reproduces" in job.payload:
+            return _telling(job, artifact, result)
         recipe = Recipe.from_dict(result["recipe"])  # what a search has found is settled in it
         publication = prompt_sets.Publication(
             artifact=artifact,
@@ -86,9 +96,6 @@ class Tune:
             continued_from=job.payload.get("continue_from"),
             code_version=code_version(),
         )
-        if result["report_failure"]:
-            # The customer gets the prompt set all the same; the fault is ours, and nobody else is told of it.
-            logger.error("the report is not as it should be", extra={"reason": result["report_failure"]})
 
         def finish(session: Session) -> None:
             assert job.prompt_set_id is not None
@@ -115,6 +122,24 @@ class Tune:
             )
 
         return finish
+
+
+def _telling(job: Job, artifact: bytes, result: dict[str, Any]) -> Callable[[Session], None]:
+    """The end of a job that has learned a version once more."""
+    was = job.payload["reproduces"]
+    now = {
+        "artifact_sha256": hashlib.sha256(artifact).hexdigest(),
+        "code_version": code_version(),
+        "metrics": result["metrics"],
+    }
+    then = {name: was[name] for name in now}
+
+    def finish(session: Session) -> None:
+        jobs.keep_report(session, jobs.fence_of(job), result["report"])
+        told = {**result["reproduction"], "then": then, "now": now}
+        jobs.succeed(session, jobs.fence_of(job), {"reproduction": told})
+
+    return finish
 
 
 def _seconds_left(job: Job) -> float | None:
@@ -162,16 +187,32 @@ def _fetch_start(worker: Worker, job: Job, directory: Path) -> str | None:
     wanted = job.payload.get("continue_from")
     if wanted is None:
         return None
+    artifact = _fetch_artifact(worker, job, wanted, gone="continue_gone", role="with which tuning was to begin")
+    (directory / "start.safetensors").write_bytes(artifact)
+    return "start.safetensors"
+
+
+def _fetch_reproduced(worker: Worker, job: Job, directory: Path) -> str | None:
+    """The version that is to be learned once more, now in `directory` -> its name."""
+    wanted = job.payload.get("reproduces")
+    if wanted is None:
+        return None
+    artifact = _fetch_artifact(worker, job, wanted, gone="prompt_set_gone", role="which was to be learned again")
+    (directory / "reproduces.safetensors").write_bytes(artifact)
+    return "reproduces.safetensors"
+
+
+def _fetch_artifact(worker: Worker, job: Job, wanted: dict[str, Any], *, gone: str, role: str) -> bytes:
+    """Of a version as it was when the job was created. Refused, with the code `gone` where it is there no more."""
     reference = f"{wanted['prompt_set']}:{wanted['version']}"
     try:
         with worker.database.customer(job.customer_id) as session:
             _, version = prompt_sets.resolve(session, reference)
             artifact = prompt_sets.artifact(session, version)
     except NotFound:
-        raise Refused("continue_gone", f"{reference}, with which tuning was to begin, was deleted") from None
+        raise Refused(gone, f"{reference}, {role}, was deleted") from None
     except Damaged as error:
-        raise Refused(error.code, f"tuning was to begin with {reference}: {error}") from error
+        raise Refused(error.code, f"{reference}, {role}: {error}") from error
     if version.artifact_sha256 != wanted["artifact_sha256"]:
-        raise Refused("continue_gone", f"{reference} is another version than the one tuning was to begin with")
-    (directory / "start.safetensors").write_bytes(artifact)
-    return "start.safetensors"
+        raise Refused(gone, f"{reference} is another version than the one {role}")
+    return artifact

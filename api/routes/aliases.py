@@ -50,7 +50,8 @@ def get_prompt_set_alias(
     "/{alias}",
     summary="Point an alias at a version, from the very next prediction on; it is made if absent",
     responses=responses(
-        *("not_found", "alias_moved", "alias_limit", "alias_reserved", "gate_not_passed", "precondition_failed")
+        *("not_found", "alias_moved", "alias_limit", "alias_reserved", "gate_not_passed", "precondition_failed"),
+        "version_quarantined",
     ),
 )
 def move_prompt_set_alias(
@@ -80,7 +81,7 @@ def move_prompt_set_alias(
 @router.post(
     "/{alias}/rollback",
     summary="Move an alias back to where it has been, without asking the gate: twice is where it began",
-    responses=responses("not_found", "alias_moved", "alias_no_history", "precondition_failed"),
+    responses=responses("not_found", "alias_moved", "alias_no_history", "precondition_failed", "version_quarantined"),
 )
 def rollback_prompt_set_alias(
     name: str,

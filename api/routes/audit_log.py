@@ -44,7 +44,7 @@ def list_audit_log(
     limit: Limit = 20,
     after: After = None,
 ) -> schemas.Page[schemas.AuditEntry]:
-    return _page(session, customer_of(identity), filters, limit, after)
+    return page_of(session, customer_of(identity), filters, limit, after)
 
 
 @router.get(
@@ -55,11 +55,11 @@ def list_audit_log(
 def list_customer_audit_log(
     customer_id: str, session: AdminSession, filters: FiltersDep, limit: Limit = 20, after: After = None
 ) -> schemas.Page[schemas.AuditEntry]:
-    return _page(session, ids.parse(ids.CUSTOMER, customer_id), filters, limit, after)
+    return page_of(session, ids.parse(ids.CUSTOMER, customer_id), filters, limit, after)
 
 
-def _page(
-    session: Session, customer_id: UUID, filters: Filters, limit: int, after: str | None
+def page_of(
+    session: Session, customer_id: UUID | None, filters: Filters, limit: int, after: str | None
 ) -> schemas.Page[schemas.AuditEntry]:
     cursor = ids.parse(ids.AUDIT, after) if after else None
     rows, has_more = page(session, audit.entries(customer_id, filters), models.AuditEntry.id, cursor, limit)

@@ -36,7 +36,7 @@ KIND = JobKind.BATCH_PREDICT
     "",
     status_code=201,
     summary="Predict the images of a dataset with up to 16 prompt sets",
-    responses=responses("not_found", "dataset_not_ready", "dataset_empty", "queue_limit"),
+    responses=responses("not_found", "dataset_not_ready", "dataset_empty", "queue_limit", "artifact_integrity"),
 )
 def create_batch_prediction(
     body: BatchPredictionCreate,

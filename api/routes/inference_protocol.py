@@ -25,7 +25,7 @@ from api.routes import health
 from api.routes.predictions import resolve, serving_of
 from bpt_core import catalog
 from bpt_core.errors import BptError
-from bpt_store import ids, prompt_sets
+from bpt_store import ids, prompt_sets, quarantine
 from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
 
@@ -150,7 +150,8 @@ def _metadata(request: Request, session: Session, reference: str) -> ModelMetada
 def _ready(request: Request, session: Session, reference: str) -> ModelReady:
     if not serving_of(request).is_ready:
         raise Problem("not_ready", "the backbones are not loaded yet")
-    named, _ = prompt_sets.resolve(session, reference)
+    named, version = prompt_sets.resolve(session, reference)
+    quarantine.check(named.name, version)
     return ModelReady(name=named.name, ready=True)
 
 

@@ -15,7 +15,7 @@ from api.prediction_schemas import ImagePrediction, Predictions, Score, Seen, Ti
 from api.problems import STATUS, Problem, responses
 from api.schemas import Trouble
 from bpt_core.errors import BptError
-from bpt_store import ids, prompt_sets
+from bpt_store import ids, prompt_sets, quarantine
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import PromptSet, PromptSetVersion
 
@@ -93,9 +93,12 @@ def serving_of(request: Request) -> Serving:
 
 
 def resolve(services: Services, customer_id: UUID, references: list[str]) -> Resolved:
-    """All in one transaction, so that a reply is of one moment."""
+    """All in one transaction, so that a reply is of one moment. Damaged for a version in quarantine."""
     with services.database.customer(customer_id) as session:
-        return {reference: prompt_sets.resolve(session, reference) for reference in references}
+        found = {reference: prompt_sets.resolve(session, reference) for reference in references}
+    for prompt_set, version in found.values():
+        quarantine.check(prompt_set.name, version)
+    return found
 
 
 def _of_image(

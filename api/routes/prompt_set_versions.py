@@ -1,4 +1,4 @@
-"""The versions of a prompt set: import, look, label, archive, delete, and the artifact of each."""
+"""The versions of a prompt set: import, look, label, archive, delete, and the artifact of each, put back if need be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, cust
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
+from bpt_core import inspection
 from bpt_store import audit, ids, models, prompt_sets
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
@@ -154,6 +155,36 @@ def download_artifact(
         media_type="application/octet-stream",
         headers={**headers, "Content-Disposition": f'attachment; filename="{name}-{version}.safetensors"'},
     )
+
+
+@router.put(
+    "/{version}/artifact",
+    summary="Put the artifact of a version back, as it was published: the same bytes; it leaves quarantine",
+    responses=responses("not_found", "artifact_mismatch", *CODES),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+def restore_artifact(
+    name: str, version: VersionNumber, artifact: ArtifactDep, session: PromptsWriteSession
+) -> schemas.PromptSetVersion:
+    row, changed = prompt_sets.release(session, name, version, artifact.data)
+    if changed:
+        _record(session, Action.SET_VERSION_RELEASED, row)
+    return schemas.PromptSetVersion.of(name, row)
+
+
+@router.post(
+    "/{version}/release",
+    summary="Let a version out of quarantine whose artifact has been repaired: the stored bytes are looked at again",
+    responses=responses("not_found", "artifact_integrity", "artifact_corrupt", "artifact_non_finite"),
+)
+def release_prompt_set_version(
+    name: str, version: VersionNumber, session: PromptsWriteSession
+) -> schemas.PromptSetVersion:
+    row, changed = prompt_sets.release(session, name, version)
+    inspection.inspect(row.artifact)
+    if changed:
+        _record(session, Action.SET_VERSION_RELEASED, row)
+    return schemas.PromptSetVersion.of(name, row)
 
 
 def _record(session: Session, action: Action, row: PromptSetVersion) -> None:

@@ -154,8 +154,9 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
     job = jobs.retry(session, ids.parse(ids.JOB, job_id), unfinished_limit=services.settings.queued_jobs_limit)
     assert job.dataset_id is not None
     datasets.get_ready(session, datasets.Reference(job.dataset_id, job.dataset_version))
-    # It may have been deleted meanwhile.
-    job.prompt_set_id = prompt_sets.get_or_create(session, job.customer_id, job.payload["prompt_set"]).id
+    if "reproduces" not in job.payload:
+        # It may have been deleted meanwhile.
+        job.prompt_set_id = prompt_sets.get_or_create(session, job.customer_id, job.payload["prompt_set"]).id
     session.flush()
     audit.record(session, Action.JOB_RETRIED, job_id, after={"state": job.state})
     ring_after_commit(session, JobKind.TUNE)

@@ -14,9 +14,11 @@ from bpt_client.models import ApiKey, Customer
 from bpt_client.terminal import first, show_facts, show_json, show_table
 
 customers = typer.Typer(no_args_is_help=True, help="Customers (administrator's key).")
-keys = typer.Typer(no_args_is_help=True, help="API keys of customers (administrator's key).")
+keys = typer.Typer(no_args_is_help=True, help="API keys of customers and administrators (administrator's key).")
 
 CustomerArgument = Annotated[str, typer.Argument(help="The customer's id (cus_...).")]
+AdminOption = Annotated[bool, typer.Option("--admin", help="Of administrators, and not of a customer.")]
+CustomerOption = Annotated[str | None, typer.Option(help="The customer's id (cus_...).")]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_...).")]
 
 
@@ -138,7 +140,8 @@ def _show(customer: Customer, json: bool) -> None:
 @keys.command("create")
 def create_key(
     context: typer.Context,
-    customer: Annotated[str, typer.Option(help="The customer's id (cus_...).")],
+    customer: CustomerOption = None,
+    admin: AdminOption = False,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "bpt",
     scope: Annotated[list[str] | None, typer.Option(help="May be repeated; without it all of a customer's.")] = None,
     expires_at: Annotated[datetime | None, typer.Option(help="Local time at which the key ends.")] = None,
@@ -146,8 +149,14 @@ def create_key(
 ) -> None:
     """Create a key. Its token is shown here and never again."""
     ends = None if expires_at is None else expires_at.astimezone()
+    whose = _whose(customer, admin)
+    if whose is None and scope:
+        raise InputError("an administrator's key has the scope admin and no other")
     with connect(context) as client:
-        key = client.api_keys.create(customer, name, scopes=scope, expires_at=ends)
+        if whose is None:
+            key = client.admin_keys.create(name, expires_at=ends)
+        else:
+            key = client.api_keys.create(whose, name, scopes=scope, expires_at=ends)
     _show_new(key, json)
 
 
@@ -156,24 +165,28 @@ def rotate(
     context: typer.Context,
     key: KeyArgument,
     overlap_hours: Annotated[float, typer.Option(min=0, max=720, help="So long the old key holds, too.")] = 24,
+    admin: AdminOption = False,
     json: JsonOption = False,
 ) -> None:
     """Make a new key in place of one. Its token is shown here and never again."""
     with connect(context) as client:
-        made = client.api_keys.rotate(key, overlap_seconds=round(3600 * overlap_hours))
+        kind = client.admin_keys if admin else client.api_keys
+        made = kind.rotate(key, overlap_seconds=round(3600 * overlap_hours))
     _show_new(made, json)
 
 
 @keys.command("list")
 def list_keys(
     context: typer.Context,
-    customer: Annotated[str, typer.Option(help="The customer's id (cus_...).")],
+    customer: CustomerOption = None,
+    admin: AdminOption = False,
     limit: LimitOption = 100,
     json: JsonOption = False,
 ) -> None:
     """List keys, without their tokens."""
+    whose = _whose(customer, admin)
     with connect(context) as client:
-        found = first(client.api_keys.list(customer), limit)
+        found = first(client.admin_keys.list() if whose is None else client.api_keys.list(whose), limit)
     if json:
         show_json(found)
         return
@@ -185,11 +198,18 @@ def list_keys(
 
 
 @keys.command()
-def revoke(context: typer.Context, key: KeyArgument) -> None:
+def revoke(context: typer.Context, key: KeyArgument, admin: AdminOption = False) -> None:
     """Make a key worthless, at once and for good."""
     with connect(context) as client:
-        revoked = client.api_keys.revoke(key)
+        revoked = (client.admin_keys if admin else client.api_keys).revoke(key)
     show_facts([("id", revoked.id), ("revoked", revoked.revoked_at)])
+
+
+def _whose(customer: str | None, admin: bool) -> str | None:
+    """The customer, or None for administrators; InputError unless one of them is meant."""
+    if admin == (customer is not None):
+        raise InputError("say whose: --customer cus_... or --admin")
+    return customer
 
 
 def _show_new(key: ApiKey, json: bool) -> None:

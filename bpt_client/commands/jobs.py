@@ -72,8 +72,8 @@ def tune(
             return
         job = client.tuning_jobs.create(reference, prompt_set, **wanted, priority=priority)
         if follow:
-            job = _follow(client, job)
-    _show(job, json)
+            job = follow_job(client, job)
+    show_job(job, json)
 
 
 @app.command("list")
@@ -100,15 +100,15 @@ def show(context: typer.Context, job: JobArgument, json: JsonOption = False) -> 
     """Show a tuning job."""
     with connect(context) as client:
         found = client.tuning_jobs.get(job)
-    _show(found, json)
+    show_job(found, json)
 
 
 @app.command()
 def follow(context: typer.Context, job: JobArgument, json: JsonOption = False) -> None:
     """Show a job's progress until it ends; exit code 1 unless it succeeds."""
     with connect(context) as client:
-        found = _follow(client, client.tuning_jobs.get(job))
-    _show(found, json)
+        found = follow_job(client, client.tuning_jobs.get(job))
+    show_job(found, json)
 
 
 @app.command()
@@ -205,7 +205,7 @@ def delete(context: typer.Context, job: JobArgument) -> None:
         client.tuning_jobs.delete(job)
 
 
-def _follow(client: Client, job: TuningJob) -> TuningJob:
+def follow_job(client: Client, job: TuningJob) -> TuningJob:
     # Progress goes to standard error, so that --json leaves nothing else on standard output.
     with JobWatch(errors(), job.prompt_set) as watch:
         watch.show_all(client.tuning_jobs.follow(job.id))
@@ -272,7 +272,7 @@ def _epochs(job: TuningJob) -> str | None:
     return f"{job.progress.epoch}/{job.progress.epochs}" if job.progress else None
 
 
-def _show(job: TuningJob, json: bool) -> None:
+def show_job(job: TuningJob, json: bool) -> None:
     if json:
         show_json(job)
         return
@@ -285,6 +285,7 @@ def _show(job: TuningJob, json: bool) -> None:
             ("priority", job.priority if job.priority != "normal" else None),
             ("error", f"{error.detail} ({error.code})" if error else None),
             ("prompt set", f"{result.prompt_set}:{result.version}" if result else job.prompt_set),
+            ("reproduces", str(job.reproduces) if job.reproduces else None),
             ("dataset", job.dataset),
             ("backbone", job.backbone),
             ("continues", _begun(job.continue_from)),
@@ -299,6 +300,7 @@ def _show(job: TuningJob, json: bool) -> None:
             ("validation", percent(result.val.score) if result else None),
             ("test", percent(result.test.score) if result and result.test else None),
             ("artifact", size(result.artifact_bytes) if result else None),
+            *(report_tables.reproduction(job.reproduction) if job.reproduction else ()),
             ("created", job.created_at),
             ("finished", job.finished_at),
             ("done by about", job.estimated_finish_at),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bpt_client.commands import jobs
 from bpt_client.commands.connection import JsonOption, LimitOption, connect, dataset_reference
 from bpt_client.errors import InputError
 from bpt_client.models import Alias, GateCheck, PromptSet, PromptSetVersion
@@ -95,6 +96,8 @@ def show(context: typer.Context, name: NameArgument, json: JsonOption = False) -
                 *one.metadata.items(),
                 ("created", one.created_at),
                 ("archived", one.archived_at),
+                ("in quarantine", one.quarantined_at),
+                ("because", one.quarantine_reason),
             ]
         )
     elif json:
@@ -300,6 +303,27 @@ def checks(
 
 
 @app.command()
+def reproduce(
+    context: typer.Context,
+    version: VersionArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Learn a version once more and tell the difference; nothing is published.
+
+    With --wait, exit code 1 where something different came out.
+    """
+    name, number = _version(version)
+    with connect(context) as client:
+        job = client.prompt_sets.reproduce(name, number)
+        if wait:
+            job = jobs.follow_job(client, job)
+    jobs.show_job(job, json)
+    if job.reproduction is not None and job.reproduction.verdict == "different":
+        raise typer.Exit(1)
+
+
+@app.command()
 def download(
     context: typer.Context,
     name: NameArgument,
@@ -328,6 +352,28 @@ def import_version(
         show_json(made)
     else:
         show_facts([("version", f"{made.prompt_set}:{made.version}"), ("sha256", made.artifact_sha256)])
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    version: VersionArgument,
+    file: Annotated[Path, typer.Argument(help="The artifact of that version, as it was downloaded.")],
+) -> None:
+    """Put a version's artifact back where the stored one is damaged: the same bytes. It leaves quarantine."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = client.prompt_sets.restore_version(name, number, file)
+    show_facts([("version", f"{found.prompt_set}:{found.version}"), ("sha256", found.artifact_sha256)])
+
+
+@app.command()
+def release(context: typer.Context, version: VersionArgument) -> None:
+    """Let a version out of quarantine whose stored artifact has been repaired."""
+    name, number = _version(version)
+    with connect(context) as client:
+        found = client.prompt_sets.release_version(name, number)
+    show_facts([("version", f"{found.prompt_set}:{found.version}"), ("sha256", found.artifact_sha256)])
 
 
 def _show_alias(alias: Alias, json: bool) -> None:

@@ -1,7 +1,8 @@
-"""The report of a tuning job, for people."""
+"""What a tuning job found out, for people."""
 
 from __future__ import annotations
 
+from bpt_client.models import Reproduction, TensorDifference
 from bpt_client.report_models import TuningReport
 from bpt_client.terminal import errors, percent, plain, show_facts, show_table
 
@@ -47,6 +48,26 @@ def show(report: TuningReport, limit: int) -> None:
     if any(each.item for each in shown):
         command = f"bpt datasets relabel {plain(report.dataset)} ITEM LABEL"
         errors().print(f"Look at an image before you change its label: {command}", soft_wrap=True)
+
+
+def reproduction(found: Reproduction) -> list[tuple[str, object]]:
+    """Rows for show_facts."""
+    tests = [learned.metrics.test or learned.metrics.val for learned in (found.then, found.now)]
+    return [
+        ("verdict", found.verdict),
+        *((name, _apart(each)) for name, each in found.tensors.items()),
+        ("same answers", f"{percent(found.agreement)} of {found.images} images ({found.split})"),
+        ("score then, now", ", ".join(percent(each.score) or "?" for each in tests if each) or None),
+        ("release then, now", f"{found.then.code_version or '?'}, {found.now.code_version or '?'}"),
+    ]
+
+
+def _apart(tensor: TensorDifference) -> str:
+    if tensor.is_equal:
+        return "equal"
+    if tensor.relative is None:
+        return "of another shape"
+    return f"differs by {tensor.relative:.2e} of its norm, by {tensor.largest:.2e} at most"
 
 
 def _joined(labels: tuple[str, ...]) -> str | None:

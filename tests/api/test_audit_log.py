@@ -7,21 +7,23 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from api.app import create_app
 from bpt_core import artifact
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
-from bpt_store import audit, checkpoints, customers, ids, jobs
+from bpt_store import audit, checkpoints, customers, ids, jobs, prompt_sets
 from bpt_store.audit import Action, Filters
 from bpt_store.checkpoints import Left
 from bpt_store.customers import CUSTOMER_SCOPES, Scope
 from bpt_store.db import Database
 from bpt_store.models import AuditEntry, Dataset, DatasetState, DatasetVersion, JobKind
+from bpt_store.prompt_sets import Publication
 from bpt_store.settings import Role, Settings
 from tests.published import probe
 
@@ -109,6 +111,23 @@ def tell_of_customers(story: Story) -> None:
     story.told |= {("post", "/v1/customers"), ("delete", "/v1/customers/{customer_id}")}
 
 
+def tell_of_administrators(story: Story) -> None:
+    """In a log of their own, for it is about no customer."""
+    act, keys = "/v1/admin/api-keys", []
+    story.client.headers["Authorization"] = f"Bearer {story.tokens['admin']}"
+    keys.append(story.client.post(act, json={"name": "my key"}).json()["id"])
+    keys.append(story.client.post(f"{act}/{keys[0]}/rotate").json()["id"])
+    assert story.client.post(f"{act}/{keys[0]}/revoke").json()["revoked_at"] is not None
+    log = story.client.get("/v1/admin/audit-log").json()["data"]
+    assert [(entry["action"], entry["resource"], entry["customer"]) for entry in log] == [
+        ("api_key.revoked", keys[0], None),
+        ("api_key.rotated", keys[0], None),
+        ("api_key.created", keys[0], None),
+    ]
+    assert log[1]["after"] == {"key": keys[1], "overlap_seconds": 86400}
+    story.told |= {("post", act), ("post", act + "/{key_id}/rotate"), ("post", act + "/{key_id}/revoke")}
+
+
 def tell_of_datasets(story: Story, dataset: str) -> None:
     story.do("post", "/v1/datasets", Action.DATASET_CREATED, params={"name": "birds"}, content=b"zip", headers=ZIP)
     upload = {"name": "birds", "media_type": "application/zip", "part_bytes": 5 << 20}
@@ -165,11 +184,47 @@ def tell_of_prompt_sets(story: Story, dataset: str) -> None:
     story.do("patch", act, Action.SET_VERSION_CHANGED, **version, json={"description": "a new name"})
     for verb, action in (("archive", Action.SET_VERSION_ARCHIVED), ("unarchive", Action.SET_VERSION_UNARCHIVED)):
         story.do("post", f"{act}/{verb}", action, **version)
+    learned: dict[str, Any] = {**one, "version": publish_learned(story, dataset)}
+    again = {"job_id": story.do("post", act + "/reproduce", Action.JOB_CREATED, **learned)["id"]}
+    story.do("post", "/v1/tuning-jobs/{job_id}/cancel", Action.JOB_CANCELLED, **again)
+    tell_of_quarantine(story, act, learned)
     story.do("post", act + "/archive", Action.SET_VERSION_ARCHIVED, **version)
     story.do("delete", act, Action.SET_VERSION_DELETED, **version)
     story.client.headers["Authorization"] = f"Bearer {story.tokens['customer']}"
     story.do("post", "/v1/prompt-sets", Action.SET_CREATED, json={"name": "production"})
     story.do("delete", "/v1/prompt-sets/{name}", Action.SET_DELETED, name="production")
+
+
+def tell_of_quarantine(story: Story, act: str, learned: dict[str, Any]) -> None:
+    headers, data = {"Content-Type": "application/vnd.safetensors"}, artifact.to_bytes(probe())
+    story.do("put", act + "/artifact", None, **learned, content=data, headers=headers)  # that is what it has
+    damage, repair = "artifact || 'x'", f"'\\x{data.hex()}'"
+    sent: dict[str, Any] = {"content": data, "headers": headers}
+    for verb, path, more in (("post", "/release", {}), ("put", "/artifact", sent)):
+        store_artifact(story, learned["version"], damage)
+        token = story.tokens["customer"]
+        reply = story.client.get(
+            act.format(**learned) + "/artifact",
+            headers={"Authorization": f"Bearer {token}", "X-Request-Id": "req_" + "0" * 24},
+        )
+        assert reply.status_code == 503
+        found = story.entries()[-1]
+        assert (found.action, found.actor, found.after) == (
+            Action.SET_VERSION_QUARANTINED,
+            audit.SERVICE,
+            {"version": learned["version"]},
+        )
+        assert found.request_id == reply.headers["X-Request-Id"]
+        if verb == "post":
+            store_artifact(story, learned["version"], repair)
+        story.do(verb, act + path, Action.SET_VERSION_RELEASED, **learned, **more)
+        if verb == "post":
+            story.do(verb, act + path, None, **learned)  # it is out already
+
+
+def store_artifact(story: Story, version: int, expression: str) -> None:
+    with story.database.customer(story.customer_id) as session:
+        session.execute(text(f"UPDATE prompt_set_versions SET artifact = {expression} WHERE version = {version}"))
 
 
 def tell_of_webhooks(story: Story) -> None:
@@ -193,6 +248,21 @@ def tell_of_imports(story: Story) -> None:
     story.do("post", act, Action.SET_VERSION_IMPORTED, name="birds", content=data, headers=headers)
 
 
+def publish_learned(story: Story, dataset: str) -> int:
+    """A version as a tuning job publishes it -> its number."""
+    facts: dict[str, Any] = {
+        "backbone": probe().backbone,
+        "backbone_fingerprint": probe().backbone_fingerprint,
+        "metrics": {},
+    }
+    recipe = Recipe(method=Method.LINEAR_PROBE, prompts=0, rank=0).to_dict()
+    made = Publication(artifact.to_bytes(probe()), class_names=["a", "b"], recipe=recipe, parameters=0, **facts)
+    learned: dict[str, Any] = {"job_id": uuid4(), "dataset_id": ids.parse(ids.DATASET, dataset), "dataset_version": 1}
+    with story.database.customer(story.customer_id) as session:
+        birds = prompt_sets.get(session, "birds")
+        return prompt_sets.publish(session, birds.id, made, **learned).version
+
+
 def leave_checkpoints(story: Story) -> None:
     with story.database.system() as session:
         job = jobs.claim(session, JobKind.TUNE, "a worker", 0)
@@ -207,6 +277,7 @@ def leave_checkpoints(story: Story) -> None:
 
 def test_every_operation_that_changes_something_leaves_an_entry_in_the_same_request(story: Story, dataset: str) -> None:
     tell_of_customers(story)
+    tell_of_administrators(story)
     job = tell_of_jobs(story, dataset)
     tell_of_imports(story)
     tell_of_webhooks(story)

@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from benchmarks.prompt_sets import random_prompt_set
+from bpt_core import artifact
+from bpt_core.artifact import PromptSet
 from bpt_core.backbones import load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
 from tests import archives
@@ -493,12 +495,23 @@ def test_images_that_are_none_or_too_many_or_too_large_are_refused(ready: tuple[
         assert_problem(missing, 422, "invalid_request")
 
 
+SAFETENSORS = {"Content-Type": "application/vnd.safetensors"}
+
+
+def import_version(customer: Customer, prompt_set: PromptSet, name: str) -> None:
+    with customer.http() as http:
+        content = artifact.to_bytes(prompt_set)
+        reply = http.post(f"/v1/prompt-sets/{name}/versions", content=content, headers=SAFETENSORS)
+    assert reply.status_code == 201, reply.text
+
+
 def test_an_artifact_that_changed_in_the_database_is_never_served(
     service: Service, ready: tuple[Customer, dict[str, Any]]
 ) -> None:
     owner, _ = ready
     # A seed of its own: equal bytes of another prompt set would be known to the engine, and rightly served.
-    publish(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=7), name="spoilt")
+    spoilt = random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=7)
+    import_version(owner, spoilt, "spoilt")
     service.rows(
         "UPDATE prompt_set_versions SET artifact = substring(artifact for length(artifact) - 1) || '\\x00' "
         "WHERE customer_id = :customer AND prompt_set_id IN (SELECT id FROM prompt_sets WHERE name = 'spoilt') "
@@ -509,6 +522,36 @@ def test_an_artifact_that_changed_in_the_database_is_never_served(
         reply = http.post("/v1/predictions", data={"prompt_sets": "spoilt"}, files={"images": archives.picture()})
         assert_problem(reply, 503, "artifact_integrity")
         assert_problem(http.get("/v1/prompt-sets/spoilt/versions/1/artifact"), 503, "artifact_integrity")
+        assert "spoilt:1" in reply.json()["detail"]
+        assert http.get("/v1/prompt-sets/spoilt/versions/1").json()["quarantined_at"] is not None
+        content = artifact.to_bytes(spoilt)
+        again = http.put("/v1/prompt-sets/spoilt/versions/1/artifact", content=content, headers=SAFETENSORS)
+        assert again.status_code == 200, again.text
+        reply = http.post("/v1/predictions", data={"prompt_sets": "spoilt"}, files={"images": archives.picture()})
+        assert reply.status_code == 200, reply.text
+
+
+def test_an_artifact_that_nobody_can_read_is_in_quarantine_from_the_first_try_on(
+    service: Service, ready: tuple[Customer, dict[str, Any]]
+) -> None:
+    owner, _ = ready
+    import_version(owner, random_prompt_set(load_backbone(DEFAULT_BACKBONE), seed=8), "unreadable")
+    service.rows(
+        "UPDATE prompt_set_versions SET artifact = 'garbage', artifact_sha256 = encode(sha256('garbage'), 'hex') "
+        "WHERE customer_id = :customer AND prompt_set_id IN (SELECT id FROM prompt_sets WHERE name = 'unreadable') "
+        "RETURNING 1",
+        customer=owner.uuid,
+    )
+    path = "/v1/prompt-sets/unreadable/versions/1"
+    with owner.http() as http:
+        for _ in range(2):
+            form = {"prompt_sets": "unreadable"}
+            reply = http.post("/v1/predictions", data=form, files={"images": archives.picture()})
+            assert_problem(reply, 503, "artifact_integrity")
+            assert "unreadable:1" in reply.json()["detail"]
+            assert "cannot be read" in http.get(path).json()["quarantine_reason"]
+        assert_problem(http.post(f"{path}/release"), 422, "artifact_corrupt")
+        assert http.get(path).json()["quarantined_at"] is not None
 
 
 # --- batch predictions ---

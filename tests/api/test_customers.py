@@ -169,6 +169,22 @@ def test_keys_that_are_not_a_customers_are_not_there(admin: Ask) -> None:
         assert admin(method, f"/v1/api-keys/{ids.public(ids.KEY, uuid4())}{act}").status_code == 404
 
 
+def test_administrators_keys_are_listed_made_rotated_and_revoked(client: TestClient, admin: Ask) -> None:
+    keys = "/v1/admin/api-keys"
+    [own] = admin("GET", keys).json()["data"]
+    assert (own["customer"], own["scopes"], own["token"]) == (None, ["admin"], None)
+    refused = admin("POST", f"{keys}/{own['id']}/revoke")
+    assert (refused.status_code, refused.json()["code"]) == (409, "last_admin_key")
+    made = admin("POST", keys, json={"name": "of a colleague"})
+    assert made.status_code == 201
+    assert admin("GET", f"{keys}/{made.json()['id']}").json() == {**made.json(), "token": None, "last_used_at": None}
+    rotated = admin("POST", f"{keys}/{made.json()['id']}/rotate", json={"overlap_seconds": 0}).json()
+    for token, status_code in ((made.json()["token"], 401), (rotated["token"], 200)):
+        assert client.get(keys, headers={"Authorization": f"Bearer {token}"}).status_code == status_code
+    assert admin("POST", f"{keys}/{own['id']}/revoke").status_code == 200
+    assert admin("GET", keys).status_code == 401
+
+
 def test_customers_cannot_do_any_of_this(client: TestClient, customer_id: UUID, key: tuple[str, str]) -> None:
     headers = {"Authorization": f"Bearer {key[1]}"}
     for method, path in (

@@ -135,3 +135,19 @@ def test_an_artifact_is_imported_with_its_digest(server: Any, bpt: Any, tmp_path
     assert request.headers["Idempotency-Key"]
     code, _, why = bpt("prompt-sets", "import", "flowers", str(tmp_path / "none"))
     assert (code, "cannot be read" in why) == (1, True)
+
+
+def test_a_damaged_version_is_shown_put_back_and_released(server: Any, bpt: Any, tmp_path: Path) -> None:
+    path, at = tmp_path / "flowers.safetensors", "/v1/prompt-sets/flowers/versions/3"
+    path.write_bytes(b"artifact")
+    server.will(server.json({**VERSION, "quarantined_at": TIME, "quarantine_reason": "other bytes"}))
+    assert "other bytes" in bpt("prompt-sets", "show", "flowers:3")[1]
+    server.will(server.json(VERSION))
+    assert "flowers:3" in bpt("prompt-sets", "restore", "flowers:3", str(path))[1]
+    assert "flowers:3" in bpt("prompt-sets", "release", "flowers:3")[1]
+    _, put, post = server.received
+    assert (put.method, put.path, put.body) == ("PUT", f"{at}/artifact", b"artifact")
+    digest = base64.b64encode(hashlib.sha256(b"artifact").digest()).decode()
+    assert put.headers["Content-Digest"] == f"sha-256=:{digest}:"
+    assert (post.method, post.path) == ("POST", f"{at}/release")
+    assert bpt("prompt-sets", "restore", "flowers:3", str(tmp_path / "missing"))[0] == 1

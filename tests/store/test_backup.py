@@ -22,6 +22,7 @@ from sqlalchemy import Engine, Text, create_engine, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from bpt_store import (
+    administrators,
     aliases,
     audit,
     backup,
@@ -89,7 +90,7 @@ def stored(settings: Settings, database: Database, tmp_path: Path) -> Stored:
     with database.system() as session:
         customer_id = customers.create(session, "acme").id
         _, token = customers.create_key(session, customer_id, "default", CUSTOMER_SCOPES)
-        customers.bootstrap(session)
+        administrators.bootstrap(session)
     dataset, ready = _ready_dataset(database, customer_id, put)
     upload, part = _upload(database, customer_id, "open", put)
     unread, unread_part = _upload(database, customer_id, "unread", put)

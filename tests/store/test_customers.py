@@ -80,17 +80,6 @@ def test_somebody_elses_key_cannot_be_revoked(database: Database, customer_id: U
         customers.revoke_key(session, other, key_id)
 
 
-def test_the_first_administrators_key_is_made_once(database: Database) -> None:
-    with database.system() as session:
-        token = customers.bootstrap(session)
-    assert token is not None
-    with database.system() as session:
-        assert customers.bootstrap(session) is None
-        identity = customers.authenticate(session, token)
-    assert identity.customer_id is None
-    assert identity.scopes == {"admin"}
-
-
 def test_two_customers_cannot_have_one_name(database: Database, customer_id: UUID) -> None:
     with pytest.raises(Conflict) as caught, database.system() as session:
         customers.create(session, "acme")

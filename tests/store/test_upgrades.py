@@ -44,7 +44,7 @@ def test_a_payload_of_a_newer_format_waits_for_a_newer_worker_and_holds_up_nobod
     present = submit(database, customer_id)
     claimed = claim(database)
     assert claimed is not None
-    assert (claimed.id, claimed.payload["format"]) == (present, scheduling.PAYLOAD_FORMAT)
+    assert (claimed.id, claimed.payload["format"]) == (present, scheduling.FIRST_FORMAT)
     assert claim(database) is None
     with database.customer(customer_id) as session:
         waiting = jobs.get(session, newer, JobKind.TUNE)
