@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.paper import plan, recipes, tasks
 from benchmarks.paper.records import Records
-from benchmarks.paper.report import write_page
+from benchmarks.paper.report import TITLES, write_page
 from benchmarks.paper.runner import Runner, Step, Task, steps
 from bpt_core.backbones import Backbone, load_backbone
 from bpt_core.catalog import DEFAULT_BACKBONE
@@ -58,6 +58,8 @@ def _compare(given: argparse.Namespace) -> None:
     if is_paper:
         backbone = replace(backbone, mean=recipes.IMAGENET_MEAN, std=recipes.IMAGENET_STD)
     sources = given.dataset or [DATASETS / name for name in NAMES]
+    if missing := [str(source) for source in sources if not source.exists()]:
+        raise BptError(f"there is no {', '.join(missing)}: name archives or folders of class folders with --dataset")
     _settle(given.results, backbone, size, sources, given.recipe)
     loaded = [
         Task(source.stem, tasks.load(source, given.results / "data", size, merged=is_paper), backbone.image_size)
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", type=Path, nargs="+", help="archives or folders of class folders")
     parser.add_argument("--recipe", choices=("search", "paper"), default="search")
     parser.add_argument("--size", choices=SIZES, default="cut", help="how much is run of a search")
-    parser.add_argument("--suites", nargs="+", help="methods, baselines, convergence, length, width, questions")
+    parser.add_argument("--suites", nargs="+", choices=TITLES, help="only these parts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side-by-side", type=int, default=1, help="trials of a search that train in shared batches")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/paper"))

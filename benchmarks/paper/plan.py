@@ -113,9 +113,8 @@ class Configuration:
         return Recipe(self.method, self.depth, **{**values, **(self.settings or {}), **found})
 
     def search_range(self, setting: str) -> tuple[float, float]:
-        if setting == "learning_rate" and self.baseline in _RATES:
-            return _RATES[self.baseline]
-        return SEARCH_RANGES[setting]
+        usual = SEARCH_RANGES[setting]
+        return _RATES.get(self.baseline, usual) if self.baseline and setting == "learning_rate" else usual
 
     def draws(self, count: int) -> list[dict[str, float]]:
         """`count` trials, each setting spread evenly and log-uniformly over its range, alike for everybody."""

@@ -6,7 +6,6 @@ of rank 50 deep. There each of four processes takes 32 images at a time, so that
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 from benchmarks.paper.plan import Configuration
@@ -57,20 +56,21 @@ def configurations(backbone: str, pooling: Pooling, dataset: str) -> tuple[Confi
 
     InvalidSetting where the dataset's name contains that of none (cub, nabirds, dogs, cars, flowers).
     """
-    moco = re.search(r"moco", backbone, re.IGNORECASE)
-    tables = ((_MOCO, {}),) if moco else ((_SUPERVISED, {}),) if pooling is Pooling.CLS else ((_MAE, _MAE_DEEP),)
-    ((shallow, deep),) = tables
-    found = next((known for known in _SUPERVISED if known in dataset.lower().replace("_", "")), None)
-    if found not in shallow:
+    shallow, deep = _MAE, _MAE_DEEP
+    if "moco" in backbone.lower():
+        shallow, deep = _MOCO, {}
+    elif pooling is Pooling.CLS:
+        shallow, deep = _SUPERVISED, {}
+    found = next((known for known in shallow if known in dataset.lower().replace("_", "")), None)
+    if found is None:
         raise InvalidSetting(f"no recipe was released for {dataset}; there are some for {', '.join(shallow)}")
-    rows = [(Depth.SHALLOW, 100, Start.RANDOM, shallow[found])]
-    rows += [(Depth.DEEP, 50, Start.WHITENED, deep[found])] if found in deep else []
-    return tuple(
-        Configuration(f"{Method.BPT_BILINEAR} {depth}", Method.BPT_BILINEAR, depth, settings=_settings(*row))
-        for depth, *row in rows
-    )
+    rows = [_configuration(Depth.SHALLOW, 100, Start.RANDOM, shallow[found])]
+    if found in deep:
+        rows.append(_configuration(Depth.DEEP, 50, Start.WHITENED, deep[found]))
+    return tuple(rows)
 
 
-def _settings(prompts: int, start: Start, released: Released) -> dict[str, Any]:
-    values = released._asdict()
-    return {**values, "prompts": prompts, "start": start, "head_fit_epochs": 0, "views": 0, "crop_scale_min": 0.08}
+def _configuration(depth: Depth, prompts: int, start: Start, released: Released) -> Configuration:
+    settings: dict[str, Any] = {**released._asdict(), "prompts": prompts, "start": start}
+    settings |= {"head_fit_epochs": 0, "views": 0, "crop_scale_min": 0.08}
+    return Configuration(f"{Method.BPT_BILINEAR} {depth}", Method.BPT_BILINEAR, depth, settings=settings)

@@ -12,13 +12,32 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 
 from benchmarks.paper import drawing, plan
 from benchmarks.paper.records import Record, Records
 from bpt_core.catalog import Pooling
+from bpt_core.errors import BptError
 
 BY_HAND = ("<!-- by hand -->", "<!-- to here -->")
 UNWRITTEN = "What the figures say has not been written yet."
+COMMANDS = """## Doing it again
+
+    python -m benchmarks.paper                    # this page's runs: the bundled backbone, cut to one CPU core
+    python -m benchmarks.paper --size full --device cuda --side-by-side 12 --results DIRECTORY
+    python -m benchmarks.paper --page docs/benchmarks/paper.md
+
+Every finished run is a line of `runs.jsonl` in `--results`: stop it at any time, and the same command goes on. The last
+command writes this page from what is there, and keeps what was written by hand. The photographs lie in
+`../shared/datasets` or are named with `--dataset`: archives or folders of class folders. `--backbone` takes any plain
+Vision Transformer of timm. With the paper's own data and weights, which are yours to bring,
+
+    python -m benchmarks.paper --backbone vit_base_patch16_224.mae --weights mae_pretrain_vit_base.pth \\
+        --dataset CUB_200_2011/ --recipe paper --device cuda --results DIRECTORY
+
+trains bilinear prompts as the authors released it for that dataset (CUB, NABirds, Dogs, Cars, Flowers), on training and
+validation images; the last epoch counts, and the best one on the test split, which they report, stands beside it.
+`--batch-size 128` is what a step sees in their scripts (four processes of 32)."""
 BURSTY_ROWS = ("vpt", "spt", "bpt-bilinear", "bpt-twhiten")
 
 
@@ -39,7 +58,10 @@ class Results:
     """The records of one comparison, by task and row."""
 
     def __init__(self, directory: Path) -> None:
-        settings = json.loads((directory / "settings.json").read_text())
+        file = directory / "settings.json"
+        if not file.is_file():
+            raise BptError(f"{directory} holds no comparison: there is no {file.name}")
+        settings = json.loads(file.read_text())
         self.backbone = _Shape(**{**settings["backbone"], "pooling": Pooling(settings["backbone"]["pooling"])})
         self.tasks: list[str] = settings["tasks"]
         self.recipe: str = settings["recipe"]
@@ -64,13 +86,11 @@ def write_page(page: Path, results: Path) -> None:
     kept = _kept(page)
     pictures = page.parent.parent / "images"
     pictures.mkdir(parents=True, exist_ok=True)
-    sections = [_head(found), "\n".join([BY_HAND[0], kept, BY_HAND[1]])]
+    sections = [_head(found), "\n".join([BY_HAND[0], kept, BY_HAND[1]]), COMMANDS]
     if found.recipe == "paper":
         sections.append(_table(found, "Released recipes", _rows(found)))
-    for name, title in TITLES.items():
-        if found.recipe == "search":
-            rows = [each.name for each in found.suites[name].configurations]
-            sections.append(_table(found, title, _with_bases(found, name, rows)))
+    else:
+        sections += [_table(found, TITLES[name], _with_bases(suite, found)) for name, suite in found.suites.items()]
     sections += [_search(found), _burstiness(found), _pictures(found, pictures), _missing(found)]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(section for section in sections if section) + "\n")
@@ -135,7 +155,9 @@ def _head(found: Results) -> str:
 
 `python -m benchmarks.paper` trains the methods of "Attention to the Burstiness in Visual Prompt Tuning!"
 ([arXiv 2506.22908](https://arxiv.org/abs/2506.22908)) and their rivals on one frozen backbone, and tests them on
-photographs of classes that it never saw. {how}
+photographs of classes that it never saw.
+
+{fill(how, 118)}
 
 | | |
 |---|---|
@@ -153,10 +175,10 @@ def _rows(found: Results) -> list[str]:
     return list(dict.fromkeys(record.configuration for record in found.records))
 
 
-def _with_bases(found: Results, suite: str, rows: list[str]) -> list[str]:
-    """Each row behind the one that it varies."""
-    bases = {each.name: each.like for each in found.suites[suite].configurations}
-    return list(dict.fromkeys(name for row in rows for name in (bases[row], row) if name))
+def _with_bases(suite: plan.Suite, found: Results) -> list[str]:
+    """The suite's rows that were tested, each behind the one that it varies."""
+    rows = [each for each in suite.configurations if any(found.tested(each.name, task) for task in found.tasks)]
+    return list(dict.fromkeys(name for row in rows for name in (row.like, row.name) if name))
 
 
 def _table(found: Results, title: str, rows: Sequence[str]) -> str:

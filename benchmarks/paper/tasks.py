@@ -69,9 +69,9 @@ def zip_folder(source: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         if all(table.is_file() for table in images):
             paths, is_train = (dict(line.split() for line in table.read_text().splitlines()) for table in images)
-            for number, path in paths.items():
+            for number, name in paths.items():
                 split = Split.TRAIN if is_train[number] == "1" else Split.TEST
-                file.write(source / "images" / path, f"{split}/{path}")
+                file.write(source / "images" / name, f"{split}/{name}")
         else:
             for path in sorted(source.rglob("*")):
                 if path.is_file():

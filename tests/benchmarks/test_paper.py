@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -14,12 +18,16 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from benchmarks.paper import __main__ as paper_main
 from benchmarks.paper import plan, recipes, tasks
+from benchmarks.paper.__main__ import main
 from benchmarks.paper.baselines import LORA_RANK, Adapted, BaselineGroup, GateVpt, adapt
+from benchmarks.paper.drawing import chart
 from benchmarks.paper.plan import SEARCH_RANGES, Baseline, Configuration, Size, Suite
-from benchmarks.paper.records import Records, key_of
+from benchmarks.paper.records import Record, Records, key_of
+from benchmarks.paper.report import UNWRITTEN, write_page
 from benchmarks.paper.runner import Runner, Step, Task, steps
-from bpt_core import vit
+from bpt_core import samples, vit
 from bpt_core.backbones import Backbone, freeze
 from bpt_core.catalog import CATALOG, Pooling
 from bpt_core.compute import Compute
@@ -344,3 +352,114 @@ def test_released_recipes_are_found_by_backbone_and_dataset() -> None:
     assert (only.settings or {})["rank"] == 25
     with pytest.raises(InvalidSetting, match="no recipe was released for pets"):
         recipes.configurations("vit_base_patch16_224.mae", Pooling.MEAN_ALL, "pets")
+
+
+def record(row: str, task: str, seed: int, test: float | None, **more: Any) -> Record:
+    recipe = {**Recipe(Method.VPT, prompts=2, seed=seed).to_dict(), **more}
+    facts: dict[str, Any] = {"parameters": 6144, "seconds": 2.0, "machine": "abacus", "val": 0.5}
+    return Record(f"{row}{task}{seed}{more}", task, row, recipe, curve=[0.1, 0.4, 0.5], test=test, **facts)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two tasks, of which one has two seeds of `vpt shallow` and the other one."""
+    spec = CATALOG["vit_tiny_patch8_64.mae"]
+    names = ("name", "fingerprint", "pooling", "image_size", "patch_size", "embed_dim", "depth")
+    backbone = {name: getattr(spec, name) for name in names}
+    settings = {"backbone": backbone, "recipe": "search", "size": vars(plan.CUT), "tasks": ["dogs", "cars"]}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "settings.json").write_text(json.dumps(settings))
+    written = Records(tmp_path / "results" / "runs.jsonl")
+    for row in (
+        record("vpt shallow", "dogs", 0, None, learning_rate=0.01),
+        record("vpt shallow", "dogs", 0, None, learning_rate=0.1),
+        record("vpt shallow", "dogs", 1, 0.2),
+        record("vpt shallow", "dogs", 2, 0.4),
+        record("vpt shallow", "cars", 1, 0.5),
+        record("spt shallow", "dogs", 1, 0.25),
+    ):
+        written.add(row)
+    return tmp_path / "results"
+
+
+def test_the_page_has_means_spreads_and_what_is_missing(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmarks" / "paper.md"
+    write_page(page, results)
+    text = page.read_text()
+    assert "| vpt shallow | 30.0 ± 14.1 | 50.0 | 40.0 | 6,144 | 2 |" in text
+    assert "| spt shallow | 25.0 | - | - | 6,144 | 2 |" in text
+    assert "| vpt shallow | dogs | 0.01 (edge) |" in text
+    missing = 11 * 2 * 3 - 4
+    assert f"- BPT, VPT, SPT: {missing} of 66 tested runs" in text
+    assert "How many prompts\n" not in text
+    assert "polyline" in (tmp_path / "docs" / "images" / "paper-curves.svg").read_text()
+
+
+def test_what_was_written_by_hand_stays(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmarks" / "paper.md"
+    write_page(page, results)
+    assert UNWRITTEN in page.read_text()
+    page.write_text(page.read_text().replace(UNWRITTEN, "BPT loses here,\n\nand this is why."))
+    Records(results / "runs.jsonl").add(record("vpt shallow", "cars", 2, 0.7))
+    write_page(page, results)
+    text = page.read_text()
+    assert "BPT loses here,\n\nand this is why." in text
+    assert "| vpt shallow | 30.0 ± 14.1 | 60.0 ± 14.1 | 45.0 |" in text
+
+
+def test_a_chart_places_its_points() -> None:
+    drawn = chart("<title>", "x", "y", {"a & b": [(0, 0), (10, 1)]})
+    assert "&lt;title&gt;" in drawn
+    assert "a &amp; b" in drawn
+    (points,) = re.findall(r'points="([^"]+)"', drawn)
+    (left, low), (right, high) = (map(float, point.split(",")) for point in points.split())
+    assert left < right
+    assert low > high  # upwards is less
+    ElementTree.fromstring(drawn)
+
+
+def test_results_of_another_comparison_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text('{"size": "other"}')
+    monkeypatch.setattr(sys, "argv", ["paper", "--results", str(tmp_path), "--dataset", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "holds another comparison" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("--dataset", "there is no nowhere.zip"), ("--page", "holds no comparison")]
+)
+def test_what_is_not_there_is_named_and_nothing_is_left(
+    option: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["paper", "--results", "results", option, "nowhere.zip"])
+    with pytest.raises(SystemExit):
+        main()
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_command_runs_and_writes_its_page(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "drawn.zip"
+    samples.write_archive(archive, train=3, val=2, test=2)
+    monkeypatch.setattr(paper_main, "load_backbone", lambda *_arguments, **_more: backbone)
+    every, methods = plan.suites, Suite("methods", (PROBE, BILINEAR))
+    monkeypatch.setattr(plan, "suites", lambda shape: {**every(shape), "methods": methods})
+    results, page = tmp_path / "results", tmp_path / "docs" / "benchmarks" / "paper.md"
+    options = "--train 2 --val 2 --epochs 1 --warmup-epochs 0 --trials 2 --seeds 1 --widenings 0 --head-fit-epochs 1"
+    options += " --suites methods"
+    monkeypatch.setattr(sys, "argv", ["paper", "--dataset", str(archive), "--results", str(results), *options.split()])
+    main()
+    printed = capsys.readouterr().out
+    assert "2/2 drawn, bpt-bilinear shallow, seed 1" in printed
+    assert len(Records(results / "runs.jsonl")) == 6
+    monkeypatch.setattr(sys, "argv", ["paper", "--results", str(results), "--page", str(page)])
+    main()
+    assert "| linear-probe |" in page.read_text()
+    assert "P of bpt-bilinear shallow" in (tmp_path / "docs" / "images" / "paper-burstiness.svg").read_text()
