@@ -171,7 +171,7 @@ class ApiKeyCreate(Request):
 
 class AdminApiKeyCreate(Request):
     name: Name
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class ApiKeyRotate(Request):
