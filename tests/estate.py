@@ -46,6 +46,7 @@ from tests.published import probe
 ITEM = "itm_" + "1" * 24
 DIGEST = "2" * 64
 PART = b"a part"
+ARTIFACT = artifact.to_bytes(probe())
 PLENTY = Limits(datasets=9, images=99, stored_bytes=1 << 30)
 _PARAMETER = re.compile(r"([a-z-]+)/\{(\w+)\}")
 
@@ -99,7 +100,7 @@ class Estate:
                 "headers": {"Content-Type": "application/vnd.safetensors"},
             },
             "restoreArtifact": {
-                "content": artifact.to_bytes(probe()),
+                "content": ARTIFACT,
                 "headers": {"Content-Type": "application/vnd.safetensors"},
             },
             "compareBatchPrediction": {"params": {"a": "birds:1", "b": "birds:2"}},
@@ -173,16 +174,16 @@ def settle(database: Database, objects: Objects, directory: Path, name: str) -> 
         payload: dict[str, Any] = {"backbone": "vit_tiny_patch8_64.mae", "prompt_set": "birds", "recipe": recipe}
         payload |= {"search": None, "budget": None, "continue_from": None, "estimated_seconds": 1.0, "parameters": 7}
         tuning = jobs.create(session, customer_id, JobKind.TUNE, payload=payload, prompt_set_id=prompt_set.id, **on)
-        publication = Publication(b"artifact", "vit_tiny_patch8_64.mae", "f", ["a", "b"], recipe, 7, {})
+        publication = Publication(ARTIFACT, "vit_tiny_patch8_64.mae", "f", ["a", "b"], recipe, 7, {})
         prompt_sets.publish(session, prompt_set.id, publication, job_id=tuning.id, dataset_id=dataset.id)
         of: dict[str, Any] = {"customer_id": customer_id, "prompt_set_id": prompt_set.id}
         aliases.move(session, prompt_set.id, "production", 1, actor="key")
         session.add(Gate(metric="top1", floor=0.5, **of, **on))
         session.add(Evaluation(version=1, metrics={}, job_id=tuning.id, **of, **on))
         left: dict[str, Any] = {
-            "artifact": PART,
-            "sha256": hashlib.sha256(PART).hexdigest(),
-            "bytes": len(PART),
+            "artifact": ARTIFACT,
+            "sha256": artifact.sha256(ARTIFACT),
+            "bytes": len(ARTIFACT),
             "score": 0.5,
             "val": {"top1": 0.5},
         }

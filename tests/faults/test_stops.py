@@ -111,10 +111,13 @@ def test_a_worker_that_is_stopped_ends_in_order_and_its_job_is_finished_once(
     assert "worker-tune ended with status 0" in told
 
 
-def test_a_worker_that_is_stopped_while_it_waits_for_work_ends_in_order(service: Service) -> None:
+def test_a_worker_that_is_stopped_while_it_waits_for_work_ends_in_order(
+    service: Service, customer: Customer, dataset: dict[str, Any]
+) -> None:
+    customer.finished(customer.tune(dataset, **SHORT))  # so it has begun to wait
     log = service.data_dir / "up.log"
     told_before = len(log.read_bytes())
-    main = eventually(lambda: service.processes("--queues tune") or None, what="a worker")[0]
+    main = service.processes("--queues tune")[0]
     main.send_signal(signal.SIGTERM)
     assert psutil.wait_procs([main], timeout=25)[1] == []
     eventually(lambda: service.processes("--queues tune") or None, what="another worker")

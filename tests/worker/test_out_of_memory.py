@@ -91,7 +91,15 @@ def test_the_second_try_goes_on_from_the_last_epoch_and_the_job_fails_with_advic
     """The whole of the trainer, as a worker starts it."""
     child, events = told
     child.job = {
-        **{"weights": None, "backbone": "tiny", "device": "cpu", "threads": 1, "search": None, "start": None},
+        **{
+            "weights": None,
+            "backbone": "tiny",
+            "device": "cpu",
+            "threads": 1,
+            "search": None,
+            "start": None,
+            "reproduces": None,
+        },
         **{"checkpoints": [], "seconds_left": None, "shards": [], "recipe": RECIPE.to_dict(), "items": None},
         "compute": {"precision": "float32", "compile": False, "image_bytes": 1 << 30, "token_bytes": 1 << 30},
     }
