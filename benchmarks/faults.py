@@ -8,9 +8,10 @@ jobs while processes are killed, frozen or asked to end: API, workers, starters,
 PostgreSQL. The client asks again, with the same Idempotency-Key, until it has an answer, and keeps a ledger of what it
 was told.
 
-After every tenth schedule the service is left alone until all is done, for 60 seconds at most. Then ledger and database
-must agree: every job that was accepted has succeeded, once, with one version of its prompt set, its events numbered
-without a gap; and there is no job that nobody was told of. Exit status 1, and the seed, where they do not.
+After every tenth schedule the service is left alone until all is done, or nothing has come to its end for 60 seconds:
+how much waits is a matter of the machine, that it goes on is not. Then ledger and database must agree: every job that
+was accepted has succeeded, once, with one version of its prompt set, its events numbered without a gap; and there is no
+job that nobody was told of. Exit status 1, and the seed, where they do not.
 
 At the end Redis is away for a minute, while jobs are asked for as before.
 """
@@ -168,10 +169,13 @@ class Run:
             thread.join()
 
     def settled(self) -> Findings:
-        """Leave the service alone until all that was accepted is done, and compare."""
-        deadline = time.monotonic() + STUCK_SECONDS
-        while (left := self._unfinished()) and time.monotonic() < deadline:
+        """Leave the service alone until all that was accepted is done, or nothing goes on any more, and compare."""
+        left, deadline = self._unfinished(), time.monotonic() + STUCK_SECONDS
+        while left and time.monotonic() < deadline:
             time.sleep(0.2)
+            before, left = left, self._unfinished()
+            if len(left) < len(before):
+                deadline = time.monotonic() + STUCK_SECONDS
         findings = Findings(stuck=left)
         rows = {row.id.hex: row for row in self._rows(_JOBS)}
         for job in self.ledger.jobs.values():

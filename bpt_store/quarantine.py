@@ -7,7 +7,9 @@ process. Aliases stay where they are: what they mean is the customer's to decide
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, select, true, update
@@ -18,6 +20,7 @@ from bpt_store.audit import SERVICE, Action, Actor
 from bpt_store.db import tell_of_refusal
 from bpt_store.errors import Damaged
 from bpt_store.models import PromptSet, PromptSetVersion
+from bpt_store.webhook_events import EventType, emit
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +57,31 @@ def count(session: Session) -> int:
 def _found(session: Session, version: PromptSetVersion, reason: str, holds: ColumnElement[bool]) -> Damaged:
     name = session.scalar(select(PromptSet.name).where(PromptSet.id == version.prompt_set_id))
     # Not the row itself: what it holds is forgotten when the session ends with an error.
-    mark = partial(_mark, prompt_set_id=version.prompt_set_id, version=version.version, reason=reason, holds=holds)
-    tell_of_refusal(session, mark)
+    facts = {"id": ids.public(ids.PROMPT_SET, version.prompt_set_id), "name": name, "version": version.version}
+    tell_of_refusal(session, partial(_mark, version.prompt_set_id, facts, reason, holds))
     return Damaged(f"{name}:{version.version} is not served: {reason}")
 
 
-def _mark(session: Session, *, prompt_set_id: UUID, version: int, reason: str, holds: ColumnElement[bool]) -> None:
-    marked = session.scalar(
+def _mark(
+    prompt_set_id: UUID, facts: Mapping[str, Any], reason: str, holds: ColumnElement[bool], session: Session
+) -> None:
+    """Once, however many find out: whoever is told of it is told by the one who marked it."""
+    customer_id = session.scalar(
         update(PromptSetVersion)
         .where(
             PromptSetVersion.prompt_set_id == prompt_set_id,
-            PromptSetVersion.version == version,
+            PromptSetVersion.version == facts["version"],
             PromptSetVersion.quarantined_at.is_(None),
             holds,
         )
         .values(quarantined_at=func.now(), quarantine_reason=reason)
-        .returning(PromptSetVersion.version)
+        .returning(PromptSetVersion.customer_id)
         .execution_options(synchronize_session=False)
     )
-    if marked is None:
+    if customer_id is None:
         return
-    resource = ids.public(ids.PROMPT_SET, prompt_set_id)
     audit.act_as(session, Actor(SERVICE, logs.request_id.get()))
-    audit.record(session, Action.SET_VERSION_QUARANTINED, resource, after={"version": version})
-    facts = {"prompt_set": resource, "version": version, "reason": reason}
-    logger.error("a version is in quarantine", extra=facts)
+    audit.record(session, Action.SET_VERSION_QUARANTINED, facts["id"], after={"version": facts["version"]})
+    emit(session, customer_id, EventType.VERSION_QUARANTINED, facts)
+    told = {"prompt_set": facts["id"], "version": facts["version"], "reason": reason}
+    logger.error("a version is in quarantine", extra=told)

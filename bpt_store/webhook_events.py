@@ -32,6 +32,7 @@ class EventType(StrEnum):
     BATCH_PREDICTION_FAILED = "batch_prediction.failed"
     BATCH_PREDICTION_CANCELLED = "batch_prediction.cancelled"
     VERSION_PUBLISHED = "prompt_set.version_published"
+    VERSION_QUARANTINED = "prompt_set.version_quarantined"
     ALIAS_MOVED = "prompt_set.alias_moved"
     QUOTA_REACHED = "quota.reached"
     TEST = "webhook.test"

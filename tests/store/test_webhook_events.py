@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bpt_store import aliases, customers, datasets, ids, jobs, prompt_sets, webhook_events, webhooks
 from bpt_store.db import Database
-from bpt_store.errors import LimitReached
+from bpt_store.errors import Damaged, LimitReached
 from bpt_store.models import JobKind, WebhookEndpoint
 from bpt_store.prompt_sets import Publication
 from bpt_store.quotas import Limits
@@ -148,6 +148,21 @@ def test_versions_and_moves_of_aliases_are_told_of(
         *(("prompt_set.version_published", {**named, "version": version}) for version in (1, 2)),
         *(("prompt_set.alias_moved", {**named, "alias": "production", "from": a, "to": b}) for a, b in moves),
     ]
+
+
+def test_a_damaged_version_is_told_of_once(
+    database: Database, customer_id: UUID, endpoint: WebhookEndpoint, told: Any
+) -> None:
+    publication = Publication(b"artifact", "backbone", "fingerprint", ["a", "b"], {}, 1, {})
+    with database.customer(customer_id) as session:
+        prompt_set = prompt_sets.get_or_create(session, customer_id, "birds")
+        prompt_sets.publish(session, prompt_set.id, publication, job_id=uuid4(), dataset_id=None)
+        session.execute(text("UPDATE prompt_set_versions SET artifact = 'damaged'"))
+    for _ in range(2):
+        with pytest.raises(Damaged), database.customer(customer_id) as session:
+            prompt_sets.artifact(session, prompt_sets.resolve(session, "birds")[1])
+    named = {"id": ids.public(ids.PROMPT_SET, prompt_set.id), "name": "birds", "version": 1}
+    assert told() == [(f"prompt_set.version_{what}", named) for what in ("published", "quarantined")]
 
 
 def test_what_is_rolled_back_was_never_told(
