@@ -114,12 +114,14 @@ def test_over_the_limit_is_429_and_says_which_one_and_when(replica: Open) -> Non
     reply = client.get(PATH)
     assert (reply.status_code, reply.json()["code"]) == (429, "rate_limited")
     assert reply.headers["Content-Type"] == "application/problem+json"
-    assert reply.headers["Retry-After"] == "30"
-    assert reply.json()["detail"] == "at most 2 requests per minute, 0 are left; try again in 30 seconds"
+    seconds = int(reply.headers["Retry-After"])
+    assert 20 < seconds <= 30  # one of the two has leaked then; requests may be slow
+    assert reply.json()["detail"] == f"at most 2 requests per minute, 0 are left; try again in {seconds} seconds"
     assert (reply.headers["RateLimit-Policy"], remaining(reply)) == ('"requests";q=2;w=60', 0)
     protocol = client.get("/v2/models/birds")
-    assert (protocol.status_code, protocol.headers["Retry-After"]) == (429, "30")
-    assert protocol.json() == {"error": reply.json()["detail"]}
+    seconds = int(protocol.headers["Retry-After"])
+    assert (protocol.status_code, 20 < seconds <= 30) == (429, True)
+    assert protocol.json()["error"] == f"at most 2 requests per minute, 0 are left; try again in {seconds} seconds"
 
 
 def test_a_limit_of_the_customers_own_holds_from_the_next_request_on(
@@ -127,8 +129,8 @@ def test_a_limit_of_the_customers_own_holds_from_the_next_request_on(
 ) -> None:
     client = replica(requests_per_minute=1)
     assert [client.get(PATH).status_code for _ in range(2)] == [200, 429]
-    change(database, customer_id, requests_per_minute=100)
-    assert client.get(PATH).headers["RateLimit-Policy"] == '"requests";q=100;w=60'
+    change(database, customer_id, requests_per_minute=2)  # of which one leaks in half a minute, and not meanwhile
+    assert client.get(PATH).headers["RateLimit-Policy"] == '"requests";q=2;w=60'
     change(database, customer_id, requests_per_minute=0)
     unlimited = client.get(PATH)
     assert (unlimited.status_code, "RateLimit" in unlimited.headers) == (200, False)
@@ -164,7 +166,8 @@ def test_bytes_of_uploads_are_limited_by_what_is_announced_and_a_refusal_leaves_
     reply = send(bytes(401))
     assert (reply.status_code, reply.json()["code"]) == (429, "rate_limited")
     assert '"upload-bytes";q=1000;qu="content-bytes";w=86400' in reply.headers["RateLimit-Policy"]
-    assert '"upload-bytes";r=400;t=51840' in reply.headers["RateLimit"]
+    left, until = re.findall(r'"upload-bytes";r=(\d+);t=(\d+)', reply.headers["RateLimit"])[0]
+    assert (int(left), 51780 < int(until) <= 51840) == (400, True)
     assert len(client.get(PATH).json()["data"]) == 1
     assert len([path for path in (tmp_path / "objects").rglob("*") if path.is_file()]) == 1
     assert send(iter([bytes(300), bytes(200)])).status_code == 429  # of a length that nobody knew

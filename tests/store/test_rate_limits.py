@@ -189,10 +189,10 @@ def test_where_redis_is_frozen_one_waits_shortly_and_nobody_else(server: Server)
     began = time.monotonic()
     with ThreadPoolExecutor(20) as threads:
         assert set(threads.map(lambda _: limiter.take(customer_id, TEN, 1), range(20))) == {None}
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     began = time.monotonic()
     assert {limiter.take(customer_id, TEN, 1) for _ in range(1000)} == {None}
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     server.process.send_signal(signal.SIGCONT)
     eventually(lambda: limiter.take(customer_id, TEN, 1) is not None)
     limiter.close()
