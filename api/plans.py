@@ -78,14 +78,12 @@ def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session:
     search = _search(auto, body.trials)
     if search:
         search.recipes(recipe)  # refuses what cannot be searched
-    flops = _flops(recipe, spec, search, dataset)
-    return Plan(
-        spec=spec,
-        recipe=recipe,
-        search=search,
-        parameters=parameter_count(recipe, spec),
-        flops=flops,
-        estimated_seconds=flops / _rate(session, settings),
+    return _planned(
+        spec,
+        recipe,
+        search,
+        dataset,
+        _flops_per_second(session, settings),
         budget=body.budget.model_dump() if body.budget else None,
         continue_from=begun.lineage(dataset) if begun else None,
     )
@@ -105,26 +103,43 @@ def again(version: models.PromptSetVersion, learned_from: Lineage, session: Sess
     known = catalog.known_fingerprint(settings.weights_directory, spec)
     if known not in (None, version.backbone_fingerprint):
         raise Problem(lineage.INCOMPLETE, f"the version was learned on other weights of {spec.name} than are here")
-    flops = _flops(recipe, spec, search, learned_from.dataset)
+    return _planned(
+        spec,
+        recipe,
+        search,
+        learned_from.dataset,
+        _flops_per_second(session, settings),
+        budget=None,
+        continue_from=dict(version.continued_from) if version.continued_from else None,
+    )
+
+
+def _planned(
+    spec: BackboneSpec,
+    recipe: Recipe,
+    search: Search | None,
+    dataset: models.DatasetVersion,
+    flops_per_second: float,
+    *,
+    budget: dict[str, Any] | None,
+    continue_from: dict[str, Any] | None,
+) -> Plan:
+    """With what it costs to do that on this dataset."""
+    train, val = (datasets.images(dataset, split) for split in ("train", "val"))
+    flops = tuning_flops(recipe, spec, train_images=train, val_images=val, search=search)
     return Plan(
         spec=spec,
         recipe=recipe,
         search=search,
         parameters=parameter_count(recipe, spec),
         flops=flops,
-        estimated_seconds=flops / _rate(session, settings),
-        budget=None,
-        continue_from=dict(version.continued_from) if version.continued_from else None,
+        estimated_seconds=flops / flops_per_second,
+        budget=budget,
+        continue_from=continue_from,
     )
 
 
-def _flops(recipe: Recipe, spec: BackboneSpec, search: Search | None, dataset: models.DatasetVersion) -> float:
-    train, val = (datasets.images(dataset, split) for split in ("train", "val"))
-    return tuning_flops(recipe, spec, train_images=train, val_images=val, search=search)
-
-
-def _rate(session: Session, settings: Settings) -> float:
-    """How many of them a second."""
+def _flops_per_second(session: Session, settings: Settings) -> float:
     return jobs.measured_flops_per_second(session) or settings.tuning_flops_per_second
 
 

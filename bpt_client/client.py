@@ -166,11 +166,31 @@ class Customers:
         self._transport.once("DELETE", f"/v1/customers/{segment(customer_id)}", params={"name": name})
 
 
-class ApiKeys:
+class _Keys:
     """Needs an administrator's key."""
+
+    _path: str
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+
+    def get(self, key_id: str) -> ApiKey:
+        return self._transport.fetch(ApiKey, f"{self._path}/{segment(key_id)}")
+
+    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
+        """A new key that may do the same, with its `token`; the old one holds for `overlap_seconds` more, by default
+        a day."""
+        body = {"overlap_seconds": overlap_seconds}
+        return self._transport.send(ApiKey, f"{self._path}/{segment(key_id)}/rotate", body)
+
+    def revoke(self, key_id: str) -> ApiKey:
+        return self._transport.send(ApiKey, f"{self._path}/{segment(key_id)}/revoke")
+
+
+class ApiKeys(_Keys):
+    """Customers' keys."""
+
+    _path = "/v1/api-keys"
 
     def create(
         self,
@@ -185,24 +205,12 @@ class ApiKeys:
             "customer": customer_id,
             "name": name,
             "scopes": None if scopes is None else [*scopes],
-            "expires_at": None if expires_at is None else expires_at.astimezone().isoformat(),
+            "expires_at": _moment(expires_at),
         }
-        return self._transport.send(ApiKey, "/v1/api-keys", body)
+        return self._transport.send(ApiKey, self._path, body)
 
     def list(self, customer_id: str) -> Iterator[ApiKey]:
-        return self._transport.pages(ApiKey, "/v1/api-keys", {"customer": customer_id})
-
-    def get(self, key_id: str) -> ApiKey:
-        return self._transport.fetch(ApiKey, f"/v1/api-keys/{segment(key_id)}")
-
-    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
-        """A new key that may do the same, with its `token`; the old one holds for `overlap_seconds` more, by default
-        a day."""
-        body = {"overlap_seconds": overlap_seconds}
-        return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/rotate", body)
-
-    def revoke(self, key_id: str) -> ApiKey:
-        return self._transport.send(ApiKey, f"/v1/api-keys/{segment(key_id)}/revoke")
+        return self._transport.pages(ApiKey, self._path, {"customer": customer_id})
 
 
 def _usage_query(customer_id: str | None, first: date | None, last: date | None) -> dict[str, str | None]:
@@ -210,35 +218,27 @@ def _usage_query(customer_id: str | None, first: date | None, last: date | None)
     return {"customer": customer_id} | {name: None if day is None else day.isoformat() for name, day in days.items()}
 
 
-class AdminKeys:
-    """Those of administrators; needs one. The last that has no end stays: Conflict `last_admin_key`."""
+class AdminKeys(_Keys):
+    """Those of administrators. The last that has no end stays: Conflict `last_admin_key`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    _path = "/v1/admin/api-keys"
 
     def create(self, name: str, *, expires_at: datetime | None = None) -> ApiKey:
         """The answer's `token` is the secret; it cannot be had again."""
-        body = {"name": name, "expires_at": None if expires_at is None else expires_at.astimezone().isoformat()}
-        return self._transport.send(ApiKey, "/v1/admin/api-keys", body)
+        body = {"name": name, "expires_at": _moment(expires_at)}
+        return self._transport.send(ApiKey, self._path, body)
 
     def list(self) -> Iterator[ApiKey]:
-        return self._transport.pages(ApiKey, "/v1/admin/api-keys")
-
-    def get(self, key_id: str) -> ApiKey:
-        return self._transport.fetch(ApiKey, f"/v1/admin/api-keys/{segment(key_id)}")
-
-    def rotate(self, key_id: str, *, overlap_seconds: int | None = None) -> ApiKey:
-        """A new key with its `token`; the old one holds for `overlap_seconds` more, by default a day."""
-        return self._transport.send(
-            ApiKey, f"/v1/admin/api-keys/{segment(key_id)}/rotate", {"overlap_seconds": overlap_seconds}
-        )
-
-    def revoke(self, key_id: str) -> ApiKey:
-        return self._transport.send(ApiKey, f"/v1/admin/api-keys/{segment(key_id)}/revoke")
+        return self._transport.pages(ApiKey, self._path)
 
     def audit_log(self) -> Iterator[AuditEntry]:
         """What was done to these keys, newest first."""
         return self._transport.pages(AuditEntry, "/v1/admin/audit-log")
+
+
+def _moment(time: datetime | None) -> str | None:
+    """With a zone, the local one where none is said."""
+    return None if time is None else time.astimezone().isoformat()
 
 
 def _image_part(image: Image, files: ExitStack) -> tuple[str, BinaryIO | bytes, str]:
