@@ -10,6 +10,7 @@ import os
 import threading
 from typing import Any
 
+import billiard.pool
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from bpt_store import logs
@@ -22,15 +23,20 @@ from worker import watchdog
 app = celery_app(load_settings())
 app.conf.imports = ("worker.tasks",)
 
-# Made before Celery forks: the parent hears the signal, the child that runs the task looks at the flag.
-stopping = multiprocessing.Event()
+# A child that ends waits until its parent has read what it last said; a parent that ends at the same moment never does.
+# Nobody here wants that result, and 30 s (the default, in steps of 0.1 s) is more than deployments grant for an end.
+billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+
+# Made before Celery forks: the parent hears the signal, the child that runs the task looks at the flag. Without a lock,
+# which a child that is killed while it looks would keep for ever.
+stopping = multiprocessing.RawValue("b", 0)
 # And the other way round: the child hears doorbells, the parent looks whether it does.
 ears = watchdog.Ears()
 
 
 @worker_shutting_down.connect
 def _stop(**_: Any) -> None:
-    stopping.set()
+    stopping.value = 1
 
 
 @worker_ready.connect

@@ -17,7 +17,7 @@ from worker.tune import Tune
 
 @cache
 def _worker() -> Worker:
-    return Worker.create(load_settings(), stopping.is_set)
+    return Worker.create(load_settings(), lambda: bool(stopping.value))
 
 
 @app.task(name=task_name(JobKind.INGEST))

@@ -25,11 +25,14 @@ _LOOKS = 4  # in the time after which a worker counts as deaf
 
 
 class Ears:
-    """What a worker's parent process knows of its child: since when it has heard nothing. Made before the fork."""
+    """What a worker's parent process knows of its child: since when it has heard nothing. Made before the fork.
+
+    Without locks, which a child that is killed would keep for ever.
+    """
 
     def __init__(self) -> None:
-        self._busy = multiprocessing.Value("i", 0)
-        self._heard_at = multiprocessing.Value("d", time.monotonic())  # one clock for all processes of a machine
+        self._busy = multiprocessing.RawValue("i", 0)
+        self._heard_at = multiprocessing.RawValue("d", time.monotonic())  # one clock for all processes of a machine
 
     @contextmanager
     def hearing(self) -> Iterator[None]:

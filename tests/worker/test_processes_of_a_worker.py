@@ -55,3 +55,20 @@ def test_a_child_whose_supervisor_is_gone_already_does_not_begin() -> None:
     ]
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_child_whose_last_word_nobody_reads_ends_all_the_same(settings: Settings) -> None:
+    """Its parent had begun to stop: the worker would end 30 s later, long after most deployments had killed it."""
+    code = """
+import sys, time
+import worker.app
+from billiard.pool import Worker
+from multiprocessing import Value
+child = Worker.__new__(Worker)
+child.on_ready_counter = Value("i", 0)
+began = time.monotonic()
+child._ensure_messages_consumed(completed=1)
+sys.exit(time.monotonic() - began > 10)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment_with(settings), check=False, timeout=60)
+    assert done.returncode == 0
