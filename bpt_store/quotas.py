@@ -63,7 +63,9 @@ def use(session: Session, customer_id: UUID) -> Use:
     sent = select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == Upload.id).scalar_subquery()
     announced = func.coalesce(Upload.size_bytes, 0)
     arriving = select(func.sum(func.greatest(announced, func.coalesce(sent, 0)))).where(*unfinished)
-    amounts = [int(session.scalar(query) or 0) for query in (datasets, coming, images, stored, validating, arriving)]
+    sums = (datasets, coming, images, stored, validating, arriving)
+    row = session.execute(select(*(each.scalar_subquery() for each in sums))).one()
+    amounts = [int(amount or 0) for amount in row]
     return Use(amounts[0] + amounts[1], amounts[2], sum(amounts[3:]))
 
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, exists, func, or_, select
+from sqlalchemy import Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from bpt_store import datasets, ids, jobs, quotas
@@ -166,19 +166,20 @@ def find_part(
 ) -> tuple[UploadPart | None, int]:
     """Before a part's bytes are read: the part if these are there already, None if they may come; and how many may.
 
+    Nothing is locked or written: `keep_part` looks again.
     NotFound, Conflict `upload_complete`, `upload_expired`, Invalid `payload_too_large`, LimitReached `quota_exceeded`.
     """
-    upload = _open(session, upload_id)
-    if upload.part_bytes is None:
+    now = _standing(session, upload_id, number)
+    part_bytes = now.upload.part_bytes
+    if part_bytes is None:
         raise NotFound("an upload in one request has no parts to send")
-    if announced_bytes > upload.part_bytes:
-        detail = f"a part has at most {upload.part_bytes} bytes; the request announces {announced_bytes}"
+    if announced_bytes > part_bytes:
+        detail = f"a part has at most {part_bytes} bytes; the request announces {announced_bytes}"
         raise Invalid(detail, code="payload_too_large")
-    found = _part(session, upload_id, number)
-    if found is None or found.sha256 != sha256:
-        _make_room(session, upload, found, announced_bytes, limits, most)
-        found = None
-    return found, upload.part_bytes
+    if now.part is not None and now.part.sha256 == sha256:
+        return now.part, part_bytes
+    _make_room(session, now, announced_bytes, limits, most)
+    return None, part_bytes
 
 
 def keep_part(
@@ -189,18 +190,20 @@ def keep_part(
     Where the same bytes were faster, these are given up. `most` bounds the bytes of the whole upload, which has so
     many seconds more from now. Errors as of `find_part`; the caller then gives up `part.key`.
     """
-    upload = _open(session, upload_id)
-    kept = _part(session, upload_id, part.number)
-    upload.expires_at = _after(seconds)
+    is_held = _extend(session, upload_id, seconds)
+    now = _standing(session, upload_id, part.number)
+    if not is_held:
+        raise _expired()
+    kept, customer_id = now.part, now.upload.customer_id
     if kept is not None and kept.sha256 == part.sha256:
-        jobs.doom(session, upload.customer_id, part.key)
+        jobs.doom(session, customer_id, part.key)
         return kept
-    _make_room(session, upload, kept, part.bytes, limits, most)
+    _make_room(session, now, part.bytes, limits, most)
     if kept is None:
-        kept = UploadPart(upload_id=upload_id, number=part.number, customer_id=upload.customer_id)
+        kept = UploadPart(upload_id=upload_id, number=part.number, customer_id=customer_id)
         session.add(kept)
     else:
-        jobs.doom(session, upload.customer_id, kept.key)
+        jobs.doom(session, customer_id, kept.key)
     kept.key, kept.sha256, kept.bytes = part.key, part.sha256, part.bytes
     session.flush()
     return kept
@@ -340,25 +343,50 @@ def _expired() -> Conflict:
 def _open(session: Session, upload_id: UUID) -> Upload:
     """Locked, as long as something can still be sent. NotFound, Conflict `upload_complete`, `upload_expired`."""
     upload, is_over = _look(session, upload_id)
+    _refuse_ended(upload, is_over)
+    return upload
+
+
+def _refuse_ended(upload: Upload, is_over: bool) -> None:
     if upload.dataset_id is not None:
         raise Conflict("the upload is complete", code="upload_complete")
     if is_over:
         raise _expired()
-    return upload
 
 
-def _part(session: Session, upload_id: UUID, number: int) -> UploadPart | None:
-    return session.scalar(
-        select(UploadPart).where(and_(UploadPart.upload_id == upload_id, UploadPart.number == number))
-    )
+def _extend(session: Session, upload_id: UUID, seconds: float) -> bool:
+    """Locked, and with so many seconds more, if something can still be sent."""
+    is_open = Upload.id == upload_id, Upload.dataset_id.is_(None), Upload.expires_at > func.now()
+    query = update(Upload).where(*is_open).values(expires_at=_after(seconds)).returning(Upload.id)
+    return session.scalar(query.execution_options(synchronize_session=False)) is not None
 
 
-def _make_room(
-    session: Session, upload: Upload, before: UploadPart | None, part_bytes: int, limits: quotas.Limits, most: int
-) -> None:
-    """For a part of so many bytes in place of the one `before`."""
-    there = received_bytes(session, [upload.id]).get(upload.id, 0)
-    will_be = there - (before.bytes if before is not None else 0) + part_bytes
+@dataclass(frozen=True)
+class _Standing:
+    """An upload to which something can still be sent, one part of it if that is there, and the bytes of all."""
+
+    upload: Upload
+    part: UploadPart | None
+    received_bytes: int
+
+
+def _standing(session: Session, upload_id: UUID, number: int) -> _Standing:
+    """Not locked, in one query. NotFound, Conflict `upload_complete`, `upload_expired`."""
+    received = select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id).scalar_subquery()
+    is_this = and_(UploadPart.upload_id == Upload.id, UploadPart.number == number)
+    query = select(Upload, func.now() >= Upload.expires_at, UploadPart, func.coalesce(received, 0))
+    row = session.execute(query.outerjoin(UploadPart, is_this).where(Upload.id == upload_id)).one_or_none()
+    if row is None:
+        raise _missing(upload_id)
+    upload, is_over, part, received_bytes = row
+    _refuse_ended(upload, is_over)
+    return _Standing(upload, part, int(received_bytes))
+
+
+def _make_room(session: Session, now: _Standing, part_bytes: int, limits: quotas.Limits, most: int) -> None:
+    """For a part of so many bytes, in place of the one that is there."""
+    upload, there = now.upload, now.received_bytes
+    will_be = there - (now.part.bytes if now.part is not None else 0) + part_bytes
     if will_be > most:
         raise Invalid(f"at most {most} bytes; with this part there are {will_be}", code="payload_too_large")
     set_aside = upload.size_bytes or 0

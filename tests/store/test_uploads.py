@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from bpt_store import customers, datasets, jobs, uploads
@@ -184,6 +185,67 @@ def test_of_two_that_put_one_part_at_once_one_wins_and_the_other_is_given_up(sen
     kept = sender.keys(upload_id)
     assert len(kept) == 1
     assert sorted([*kept, *sender.doomed()]) == sorted(written)
+
+
+def test_of_two_parts_that_come_at_once_the_second_knows_of_the_first(sender: Sender) -> None:
+    upload_id = sender.begin()
+    barrier = Barrier(2)
+
+    def put(number: int) -> str:
+        barrier.wait()
+        try:
+            sender.put(upload_id, number, most=15)
+        except Invalid as error:
+            return error.code
+        return "kept"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(put, (2, 1))) == ["kept", "payload_too_large"]
+    assert len(sender.keys(upload_id)) == 1
+
+
+def test_a_part_waits_for_who_holds_the_upload_and_a_look_before_it_does_not(sender: Sender) -> None:
+    upload_id = sender.begin()
+
+    def impatient(action: Callable[[Session], Any]) -> Any:
+        def run(session: Session) -> Any:
+            session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            return action(session)
+
+        return sender.run(run)
+
+    part = Part(1, uploads.new_key(upload_id, "1-a"), "a", 10)
+    with sender.database.customer(sender.customer_id) as other:
+        other.execute(text("SELECT FROM uploads WHERE id = :id FOR UPDATE"), {"id": upload_id})
+        found = impatient(lambda session: uploads.find_part(session, upload_id, 1, "a", 10, PLENTY, MOST))
+        assert found == (None, 10)
+        with pytest.raises(OperationalError, match="lock timeout"):
+            impatient(lambda session: uploads.keep_part(session, upload_id, part, PLENTY, most=MOST, seconds=60))
+    assert not sender.keys(upload_id)
+
+
+def test_a_part_that_has_room_costs_one_query_before_its_bytes_and_three_after_them(sender: Sender) -> None:
+    upload_id = sender.begin(size_bytes=20)
+    part = Part(2, uploads.new_key(upload_id, "2-a"), "a", 10)
+
+    def asked(action: Callable[[Session], Any]) -> list[str]:
+        """The first words of what is asked, but for whose rows are meant."""
+        told: list[str] = []
+
+        def tell(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            told.append(statement.split()[0])
+
+        def run(session: Session) -> None:
+            event.listen(session.connection(), "before_cursor_execute", tell)
+            action(session)
+            session.flush()
+
+        sender.run(run)
+        return told
+
+    assert asked(lambda session: uploads.find_part(session, upload_id, 2, "a", 10, PLENTY, MOST)) == ["SELECT"]
+    kept = asked(lambda session: uploads.keep_part(session, upload_id, part, PLENTY, most=MOST, seconds=60))
+    assert kept == ["UPDATE", "SELECT", "INSERT"]
 
 
 def test_a_part_that_is_there_is_found_by_its_hash_and_no_other(sender: Sender) -> None:
@@ -401,6 +463,11 @@ def test_an_upload_whose_time_is_over_is_refused_and_then_forgotten(sender: Send
     upload_id, young = sender.begin(), sender.begin()
     sender.put(upload_id, 1)
     sender.expire(upload_id)
+
+    def find(session: Session) -> Any:
+        return uploads.find_part(session, upload_id, 2, "a", 10, PLENTY, MOST)
+
+    assert refused(Conflict, lambda: sender.run(find)) == "upload_expired"
     assert refused(Conflict, lambda: sender.put(upload_id, 2)) == "upload_expired"
     assert refused(Conflict, lambda: sender.complete(upload_id)) == "upload_expired"
     assert sweep(sender) == 1
