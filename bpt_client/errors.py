@@ -134,7 +134,10 @@ class InvalidRequest(ApiError):
 
 
 class TooManyRequests(ApiError):
-    pass
+    @property
+    def passes(self) -> bool:
+        """Whether to wait helps: too much in too short a time, and not a limit that holds until something is done."""
+        return self.code != "queue_limit"
 
 
 class ServerError(ApiError):

@@ -136,8 +136,8 @@ def _again(attempt: Callable[[], httpx.Response]) -> httpx.Response:
         except ConnectionFailed:
             time.sleep(pause)
         except (Unavailable, TooManyRequests) as error:
-            if isinstance(error, TooManyRequests) and error.code != "rate_limited":
-                raise  # a limit that no pause helps with
+            if isinstance(error, TooManyRequests) and not error.passes:
+                raise
             wished = error.retry_after_seconds or 0.0
             if wished > _LONGEST_RETRY_AFTER_SECONDS:
                 raise

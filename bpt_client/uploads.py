@@ -210,14 +210,19 @@ def _again(action: Callable[[], T], stopped: Event) -> T:
             if stopped.is_set():
                 raise
         except ApiError as error:
-            may_help = isinstance(error, ServerError | TooManyRequests) or error.code in _SENT_WRONG
             wished = error.retry_after_seconds or 0.0
-            if not may_help or wished > _LONGEST_RETRY_AFTER_SECONDS:
+            if not _may_pass(error) or wished > _LONGEST_RETRY_AFTER_SECONDS:
                 raise
         if stopped.wait(max(pause, wished)):
             raise _Stopped
         pause *= 2
     return action()
+
+
+def _may_pass(error: ApiError) -> bool:
+    if isinstance(error, TooManyRequests):
+        return error.passes
+    return isinstance(error, ServerError) or error.code in _SENT_WRONG
 
 
 def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:

@@ -365,6 +365,21 @@ def test_pauses_grow_and_are_as_long_as_the_service_wishes() -> None:
     assert wished == [None]
 
 
+@pytest.mark.parametrize(
+    ("code", "pauses_made"), [("rate_limited", [9.0] * 5), ("queue_limit", []), ("http_429", [9.0] * 5)]
+)
+def test_too_much_in_too_short_a_time_is_waited_for_and_a_limit_that_stays_is_not(
+    code: str, pauses_made: list[float]
+) -> None:
+    def refuse() -> None:
+        raise errors.TooManyRequests(429, code, "no", retry_after_seconds=9.0)
+
+    pauses = Pauses()
+    with pytest.raises(errors.TooManyRequests):
+        uploads._again(refuse, pauses)
+    assert pauses.seconds == pauses_made
+
+
 def test_nothing_more_of_a_part_is_sent_once_another_has_failed(
     service: Service, client: Client, archive: Path
 ) -> None:
