@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     time.sleep(0.2)
                 client.datasets.delete(dataset_id)
                 objects = Path(directory) / "service" / "objects"
-                while any(path.is_file() for path in objects.rglob("*")):
+                while any(files for _, _, files in os.walk(objects)):
                     time.sleep(0.2)
 
             found = compare(ours, theirs, body, options.rounds, api_process(), clean, lambda: progress.advance(task))
