@@ -4,9 +4,9 @@
 
 Starts the whole service on loopback and, as a process of its own on the same disk, a bare ASGI application under the
 same uvicorn that writes each body to a file. The same client code sends the same random bytes to both, in turn: as one
-request, and in parts of 32 MiB, two at a time as bpt_client does. Digests are computed before the clock starts. Nobody
-calls fsync; after each turn, outside the measured time, all that is unwritten is written and what was sent is deleted.
-The service's worker finds that the bytes are no archive, and is waited for before the next turn.
+request, and in parts as large as bpt_client makes them, two at a time as it does. Digests are computed before the clock
+starts. Nobody calls fsync; after each turn, outside the measured time, all that is unwritten is written and what was
+sent is deleted. The service's worker finds that the bytes are no archive, and is waited for before the next turn.
 
 Memory is the resident size of the API process: the most that is seen during an upload, less what it was before the
 first one (of a megabyte, not counted).
@@ -42,9 +42,10 @@ from rich.table import Table
 
 from bpt_client import Client
 from bpt_client.local_service import LocalService
+from bpt_client.uploads import part_bytes
 
 MIB = 1 << 20
-PART_BYTES, PARTS_IN_FLIGHT = 32 * MIB, 2  # as bpt_client sends them
+PARTS_IN_FLIGHT = 2  # as bpt_client sends them
 GOAL_RATIO, GOAL_MEMORY_MIB = 0.8, 16
 _CHUNK_BYTES = 256 << 10
 _SAMPLE_SECONDS = 0.02
@@ -107,7 +108,7 @@ def running_sink(directory: Path) -> Iterator[str]:
 class Body:
     """Random bytes, one part's worth again and again; their digests are known beforehand."""
 
-    def __init__(self, size: int, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, size: int, part_bytes: int) -> None:
         self.size, self.part_bytes = size, part_bytes
         self._part = os.urandom(min(size, part_bytes))
         self.sizes = [part_bytes] * (size // part_bytes) + [size % part_bytes] * (size % part_bytes > 0)
@@ -256,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    body = Body(options.mib * MIB)
+    size = options.mib * MIB
+    body = Body(size, part_bytes(size))
     with (
         TemporaryDirectory(prefix="bpt-upload-") as directory,
         Progress(console=Console(stderr=True), transient=True) as progress,

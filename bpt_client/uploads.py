@@ -37,7 +37,9 @@ OnSent = Callable[[int, int], None]
 
 T = TypeVar("T")
 
-PART_BYTES = 32 << 20
+PART_BYTES = 32 << 20  # at least, and up to
+LARGE_PART_BYTES = 64 << 20  # where there would be more than
+_FEW_PARTS = 8
 _MOST_PARTS = 10_000
 _IN_FLIGHT = 2  # parts; one more is being made meanwhile, so three are in memory
 _CHUNK_BYTES = 1 << 18
@@ -67,6 +69,12 @@ class Progress:
 def is_small(content: Content) -> bool:
     """Whether parts would bring nothing."""
     return content.size < PART_BYTES
+
+
+def part_bytes(size: int) -> int:
+    """Of each part but the last. Larger ones cost less, smaller ones are sooner there again after a break."""
+    preferred = min(max(PART_BYTES, -(-size // _FEW_PARTS)), LARGE_PART_BYTES)
+    return max(preferred, -(-size // _MOST_PARTS))
 
 
 def send_whole(
@@ -105,9 +113,10 @@ def send_in_parts(transport: Transport, about: Json, content: Content, on_sent: 
     or the service is away; when it stays away the upload waits for the next call. It is given up when it cannot
     succeed any more: the files have changed (InputError) or the service refuses them.
     """
-    part_bytes = max(PART_BYTES, -(-content.size // _MOST_PARTS))
-    body = {**about, "media_type": content.media_type, "size_bytes": content.size, "part_bytes": part_bytes}
+    body = {**about, "media_type": content.media_type, "size_bytes": content.size}
+    # Not of the size of parts: one that was begun with another size goes on with that.
     body["fingerprint"] = hashlib.sha256(json.dumps([content.stamp, body], sort_keys=True).encode()).hexdigest()
+    body["part_bytes"] = part_bytes(content.size)
     stopped = Event()
     upload = _again(lambda: _open(transport, body), stopped)
     path = f"{_UPLOADS}/{segment(upload.id)}"

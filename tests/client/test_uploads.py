@@ -156,6 +156,7 @@ class Service:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(uploads, "PART_BYTES", PART)
+    monkeypatch.setattr(uploads, "LARGE_PART_BYTES", 2 * PART)
     monkeypatch.setattr(uploads, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("bpt_client.transport._BACKOFF_SECONDS", 0.0)
     service = Service()
@@ -422,10 +423,29 @@ def test_metadata_makes_even_a_small_upload_one_in_parts(service: Service, clien
     assert service.whole == b"PK\x03\x04"
 
 
-def test_parts_grow_where_there_would_be_too_many(service: Service, client: Client, archive: Path) -> None:
-    content = replace(content_of(archive), size=10_000 * PART + 1)
-    uploads.send_in_parts(client.datasets._transport, {"name": "huge"}, content, None)
-    assert service.created[0]["part_bytes"] == PART + 1
+def test_parts_grow_where_there_would_be_many_but_not_for_ever(service: Service, client: Client, archive: Path) -> None:
+    sizes = [1, 8 * PART, 8 * PART + 1, 16 * PART, 99 * PART, 10_000 * 2 * PART, 10_000 * 2 * PART + 1]
+    grown = [PART, PART, PART + 1, 2 * PART, 2 * PART, 2 * PART, 2 * PART + 1]
+    assert [uploads.part_bytes(size) for size in sizes] == grown
+    content = replace(content_of(archive), size=12 * PART)
+    uploads.send_in_parts(client.datasets._transport, {"name": "large"}, content, None)
+    assert service.created[0]["part_bytes"] == PART + PART // 2
+
+
+def test_an_upload_goes_on_with_the_size_of_parts_that_it_was_begun_with(
+    service: Service, client: Client, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.faults["PUT 3"] = [503] * uploads._ATTEMPTS
+    with pytest.raises(errors.Unavailable):
+        client.datasets.upload(archive)
+    there = {*service.parts}
+    assert there
+    service.asked.clear()
+    monkeypatch.setattr(uploads, "PART_BYTES", PART + 7)
+    client.datasets.upload(archive)
+    assert {*service.put()} == {1, 2, 3, 4, 5} - there
+    assert service.whole == archive.read_bytes()
+    assert [len(service.parts[number]) for number in range(1, 6)] == [PART] * 4 + [PART // 2]
 
 
 @given(st.lists(st.binary(max_size=50)), st.integers(1, 40))
