@@ -59,6 +59,7 @@ DEPENDS = {
     ("createDataset", None): "what the query may hold, on the type of the body",
     ("createDataset", "name"): "whether it is needed, on the type of the body",
     ("createDatasetVersion", None): "what the query may hold, on the type of the body",
+    ("createDatasetVersion", ""): "each item once, and one at least",
     ("createUpload", ""): "a name or a dataset, not both",
     ("createPredictions", "prompt_sets"): "every image needs one, its own or that of all",
     ("setPromptSetGate", "metric"): "which there are, on the task of the dataset",
