@@ -63,7 +63,7 @@ Metadata = Annotated[
     Field(max_length=16, json_schema_extra={"additionalProperties": False}),
 ]
 # An integer as JSON Schema has it: 5 and 5.0, neither "5" nor true.
-Whole = Annotated[int, BeforeValidator(_is_whole), Field(strict=True)]
+WHOLE = BeforeValidator(_is_whole)
 # Pydantic alone would take seconds since 1970 as well.
 Moment = Annotated[AwareDatetime, BeforeValidator(_is_a_moment)]
 Day = Annotated[date, BeforeValidator(_is_a_day)]
@@ -114,15 +114,21 @@ class CustomerChange(Request):
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
         None, description="of his share of the workers; 1 where nothing is said"
     )
-    running_jobs_limit: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None
-    queued_jobs_limit: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
-    quota_datasets: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
+    running_jobs_limit: Annotated[int, Field(strict=True, ge=1, lt=2**31), WHOLE] | None = None
+    queued_jobs_limit: Annotated[int, Field(strict=True, ge=0, lt=2**31), WHOLE] | None = None
+    quota_datasets: Annotated[int, Field(strict=True, ge=0, lt=2**31), WHOLE] | None = None
     # What is exact as a number of JSON.
-    quota_images: Annotated[Whole, Field(ge=0, lt=2**53)] | None = None
-    quota_bytes: Annotated[Whole, Field(ge=0, lt=2**53)] | None = None
-    requests_per_minute: Annotated[Whole, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    images_per_minute: Annotated[Whole, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    upload_bytes_per_day: Annotated[Whole, Field(ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
+    quota_images: Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE] | None = None
+    quota_bytes: Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE] | None = None
+    requests_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
+        None, description=_NO_LIMIT
+    )
+    images_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
+        None, description=_NO_LIMIT
+    )
+    upload_bytes_per_day: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
+        None, description=_NO_LIMIT
+    )
 
     def changes(self) -> dict[str, Any]:
         """As customers.change takes them."""
