@@ -38,7 +38,7 @@ def _authenticate(request: Request, token: str) -> Identity:
     """Whoever asks has made a request, whether it is refused or not. RateLimited."""
     database: Database = request.app.state.services.database
     rate_limits: RateLimits = request.app.state.services.rate_limits
-    with database.system() as session:
+    with database.lookup() as session:
         identity = customers.authenticate(session, token)
     rate_limits.take(request, identity, Limit.REQUESTS, 1)
     return identity

@@ -68,6 +68,8 @@ class Database:
         # Objects stay readable after the commit: what is returned is data, not a live row.
         self._customer_sessions = sessionmaker(self._customer_engine, class_=CustomerSession, expire_on_commit=False)
         self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
+        each_committed = self._system_engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lookups = sessionmaker(each_committed, expire_on_commit=False)
         self.long_locks = LongLocks(settings.system_database_url.get_secret_value())
 
     @contextmanager
@@ -83,8 +85,14 @@ class Database:
 
     @contextmanager
     def system(self) -> Iterator[Session]:
-        """One transaction that sees every customer: key lookup, claim, sweep, administration."""
+        """One transaction that sees every customer: claim, sweep, administration."""
         with self._system_sessions() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def lookup(self) -> Iterator[Session]:
+        """As `system`, each statement a transaction of its own: one costs one round trip, not three."""
+        with self._lookups() as session:
             yield session
 
     def _tell(self, customer_id: UUID, actions: Sequence[Callable[[Session], None]]) -> None:

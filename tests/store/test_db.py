@@ -41,6 +41,14 @@ def test_a_connection_is_pinged_only_after_it_lay_idle(database: Database, monke
     assert len(seen) == 1
 
 
+def test_each_statement_of_a_lookup_is_a_transaction_of_its_own(database: Database) -> None:
+    now = text("SELECT now(), pg_current_xact_id()")
+    with database.lookup() as session:
+        assert session.execute(now).one() != session.execute(now).one()
+    with database.system() as session:  # on the same connection
+        assert session.execute(now).one() == session.execute(now).one()
+
+
 @pytest.mark.parametrize("seconds", [0.0, 600.0])
 def test_a_connection_that_the_server_ended_is_replaced_before_it_is_used(
     database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
