@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from api import problems
+from api.by_resource import ByResource
 from api.deps import Services
 from api.indexes import Indexes
 from api.inference_schemas import InferRequest
@@ -92,17 +93,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for metrics in (QueueMetrics, QuarantineMetrics):
         registry.register(metrics(services.database))
     app.state.services, app.state.registry, app.state.serving = services, registry, None
-    app.include_router(health.router)
-    if settings.role in (Role.API, Role.ALL):
-        for module in API_ROUTES:
-            app.include_router(module.router)
+    modules = [health, *(API_ROUTES if settings.role in (Role.API, Role.ALL) else ()), predictions, inference_protocol]
+    for module in modules:
+        app.include_router(module.router)
+    app.router.routes.insert(0, ByResource(route for module in modules for route in module.router.routes))
     if settings.role in (Role.PREDICT, Role.ALL):
         # Only here, so that the role `api` never imports torch.
         from api.engine import Serving
 
         app.state.serving = Serving(settings, services.database, services.rate_limits, registry)
-    app.include_router(predictions.router)
-    app.include_router(inference_protocol.router)
     problems.install(app, [PredictionCreate, InferRequest, *uploads.BODY_SCHEMAS])
     app.add_middleware(TellRateLimits)
     app.add_middleware(LimitBody, limit_of=partial(_body_limit, settings))

@@ -2,7 +2,8 @@
 
 # No postponed annotations here: FastAPI must see those of the inner functions, which name local variables.
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -10,9 +11,10 @@ from uuid import UUID
 from fastapi import Depends, Query, Request
 from sqlalchemy.orm import Session
 
-from api.idempotency import OnceDep
+from api import turns
+from api.idempotency import Once, OnceDep
 from api.indexes import Indexes
-from api.keys import CredentialsDep, Required
+from api.keys import Required, token_of
 from api.rate_limits import RateLimits
 from bpt_store import audit, logs
 from bpt_store.audit import Actor
@@ -40,12 +42,16 @@ class Services:
     rate_limits: RateLimits
 
 
-async def services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 
 
-ServicesDep = Annotated[Services, Depends(services)]
+async def _services(request: Request) -> Services:
+    return services_of(request)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def require(scope: Scope) -> Required:
@@ -64,45 +70,52 @@ def actor(identity: Identity) -> Actor:
     return Actor(identity.key_id, logs.request_id.get())
 
 
-def customer_session(scope: Scope, *, shows_secret: bool = False) -> Callable[..., Iterator[Session]]:
+def customer_session(scope: Scope, *, shows_secret: bool = False) -> Callable[..., AsyncIterator[Session]]:
     """A dependency: one transaction for the caller's customer, committed before the reply leaves.
 
     A reply that `shows_secret` is given again to the same API key only.
     """
 
-    def open_session(
-        services: ServicesDep,
-        identity: Annotated[Identity, Depends(require(scope))],
-        credentials: CredentialsDep,
-        once: OnceDep,
-    ) -> Iterator[Session]:
+    async def open_session(
+        request: Request, identity: Annotated[Identity, Depends(require(scope))], once: OnceDep
+    ) -> AsyncIterator[Session]:
         customer_id = customer_of(identity)
-        with services.database.customer(customer_id) as session:
-            audit.act_as(session, actor(identity))
-            if once is not None:
-                sender = Sender.customer(customer_id)
-                if shows_secret:
-                    assert credentials is not None
-                    sender = Sender.customer_for_a_secret(customer_id, identity.key_id, credentials.credentials)
-                once.begin(session, sender)
+        sender = None
+        if once is not None:
+            sender = Sender.customer(customer_id)
+            if shows_secret:
+                sender = Sender.customer_for_a_secret(customer_id, identity.key_id, await token_of(request))
+        services = services_of(request)
+        opened = _opened(services, services.database.customer(customer_id), identity, once, sender)
+        async with turns.transaction(opened, asks=once is not None) as session:
             yield session
-        ring(services, session)
 
     return open_session
 
 
-def admin_session(
-    services: ServicesDep,
-    identity: Annotated[Identity, Depends(require(Scope.ADMIN))],
-    credentials: CredentialsDep,
-    once: OnceDep,
-) -> Iterator[Session]:
+async def admin_session(
+    request: Request, identity: Annotated[Identity, Depends(require(Scope.ADMIN))], once: OnceDep
+) -> AsyncIterator[Session]:
     """One transaction that sees all customers."""
-    with services.database.system() as session:
+    sender = None if once is None else Sender.administrator(identity.key_id, await token_of(request))
+    services = services_of(request)
+    opened = _opened(services, services.database.system(), identity, once, sender)
+    async with turns.transaction(opened, asks=once is not None) as session:
+        yield session
+
+
+@contextmanager
+def _opened(
+    services: Services,
+    begun: AbstractContextManager[Session],
+    identity: Identity,
+    once: Once | None,
+    sender: Sender | None,
+) -> Iterator[Session]:
+    with begun as session:
         audit.act_as(session, actor(identity))
-        if once is not None:
-            assert credentials is not None
-            once.begin(session, Sender.administrator(identity.key_id, credentials.credentials))
+        if once is not None and sender is not None:
+            once.begin(session, sender)
         yield session
     ring(services, session)
 

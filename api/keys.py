@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.problems import Problem
 from api.rate_limits import RateLimits
+from api.turns import OneTurnRoute
 from bpt_store import customers
 from bpt_store.customers import Identity, Scope
 from bpt_store.db import Database
@@ -25,6 +25,7 @@ CredentialsDep = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer
 
 
 async def _identity(request: Request, credentials: CredentialsDep) -> Identity:
+    """Looked up once for a request."""
     if credentials is None:
         raise Unauthenticated("an API key is needed: Authorization: Bearer bpt_...")
     found: Identity | None = getattr(request.state, "identity", None)
@@ -37,7 +38,7 @@ def _authenticate(request: Request, token: str) -> Identity:
     """Whoever asks has made a request, whether it is refused or not. RateLimited."""
     database: Database = request.app.state.services.database
     rate_limits: RateLimits = request.app.state.services.rate_limits
-    with database.system() as session:
+    with database.lookup() as session:
         identity = customers.authenticate(session, token)
     rate_limits.take(request, identity, Limit.REQUESTS, 1)
     return identity
@@ -52,17 +53,25 @@ class Required:
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
 
-    async def __call__(self, identity: IdentityDep) -> Identity:
+    async def __call__(self, request: Request, credentials: CredentialsDep) -> Identity:
+        identity = await _identity(request, credentials)
         if self._scope not in identity.scopes:
             raise Problem("insufficient_scope", f"the API key lacks the scope {self._scope}")
         return identity
 
     async def check(self, request: Request) -> None:
         """What FastAPI would do with it, before it does."""
-        await self(await _identity(request, await _bearer(request)))
+        await self(request, await _bearer(request))
 
 
-class KeyFirstRoute(APIRoute):
+async def token_of(request: Request) -> str:
+    """Of a request that has been found to carry one."""
+    credentials = await _bearer(request)
+    assert credentials is not None
+    return credentials.credentials
+
+
+class KeyFirstRoute(OneTurnRoute):
     """FastAPI reads a body first and looks at dependencies then; here nobody without a key has his body looked at."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -50,6 +50,10 @@ def _is_a_day(day: object) -> object:
     return day
 
 
+def _is_whole(number: object) -> object:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 PlainText = Annotated[str, AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN})]
@@ -58,6 +62,8 @@ Metadata = Annotated[
     dict[Annotated[PlainText, Field(min_length=1, max_length=64)], Annotated[PlainText, Field(max_length=512)]],
     Field(max_length=16, json_schema_extra={"additionalProperties": False}),
 ]
+# An integer as JSON Schema has it: 5 and 5.0, neither "5" nor true.
+WHOLE = BeforeValidator(_is_whole)
 # Pydantic alone would take seconds since 1970 as well.
 Moment = Annotated[AwareDatetime, BeforeValidator(_is_a_moment)]
 Day = Annotated[date, BeforeValidator(_is_a_day)]
@@ -108,15 +114,19 @@ class CustomerChange(Request):
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
         None, description="of his share of the workers; 1 where nothing is said"
     )
-    running_jobs_limit: Annotated[int, Field(strict=True, ge=1, lt=2**31)] | None = None
-    queued_jobs_limit: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
-    quota_datasets: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    running_jobs_limit: Annotated[int, Field(strict=True, ge=1, lt=2**31), WHOLE] | None = None
+    queued_jobs_limit: Annotated[int, Field(strict=True, ge=0, lt=2**31), WHOLE] | None = None
+    quota_datasets: Annotated[int, Field(strict=True, ge=0, lt=2**31), WHOLE] | None = None
     # What is exact as a number of JSON.
-    quota_images: Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None = None
-    quota_bytes: Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None = None
-    requests_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    images_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(None, description=_NO_LIMIT)
-    upload_bytes_per_day: Annotated[int, Field(strict=True, ge=0, lt=10**15)] | None = Field(
+    quota_images: Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE] | None = None
+    quota_bytes: Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE] | None = None
+    requests_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
+        None, description=_NO_LIMIT
+    )
+    images_per_minute: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
+        None, description=_NO_LIMIT
+    )
+    upload_bytes_per_day: Annotated[int, Field(strict=True, ge=0, lt=10**15), WHOLE] | None = Field(
         None, description=_NO_LIMIT
     )
 

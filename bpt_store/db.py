@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,10 +14,10 @@ from uuid import UUID
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from bpt_store.errors import StoreError
 from bpt_store.settings import Settings
@@ -36,6 +37,8 @@ CONNECT: dict[str, Any] = {
 _NOT_FOR_EVER = {"options": "-c idle_in_transaction_session_timeout=60000"}
 _PATIENCE_SECONDS = 5
 _TELL = "tell of a refusal"
+UNASKED_SECONDS = 1.0  # a connection may have lain idle, and is not pinged
+_IDLE_SINCE = "idle since"
 _ANSWER_SECONDS = 10.0  # nothing here asks for more than milliseconds of work
 
 
@@ -60,12 +63,13 @@ class Database:
     """Sessions that commit when their block ends well and roll back when it does not."""
 
     def __init__(self, settings: Settings) -> None:
-        pool = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 10, "pool_timeout": _PATIENCE_SECONDS}
-        self._customer_engine = _engine(settings.database_url.get_secret_value(), **pool)
-        self._system_engine = _engine(settings.system_database_url.get_secret_value(), **pool)
+        self._customer_engine = _pooled(settings.database_url.get_secret_value())
+        self._system_engine = _pooled(settings.system_database_url.get_secret_value())
         # Objects stay readable after the commit: what is returned is data, not a live row.
         self._customer_sessions = sessionmaker(self._customer_engine, class_=CustomerSession, expire_on_commit=False)
         self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
+        each_committed = self._system_engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lookups = sessionmaker(each_committed, expire_on_commit=False)
         self.long_locks = LongLocks(settings.system_database_url.get_secret_value())
 
     @contextmanager
@@ -81,8 +85,14 @@ class Database:
 
     @contextmanager
     def system(self) -> Iterator[Session]:
-        """One transaction that sees every customer: key lookup, claim, sweep, administration."""
+        """One transaction that sees every customer: claim, sweep, administration."""
         with self._system_sessions() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def lookup(self) -> Iterator[Session]:
+        """As `system`, each statement a transaction of its own: one costs one round trip, not three."""
+        with self._lookups() as session:
             yield session
 
     def _tell(self, customer_id: UUID, actions: Sequence[Callable[[Session], None]]) -> None:
@@ -163,6 +173,30 @@ class LongLocks:
                 connection.close()
 
 
+def _pooled(url: str) -> Engine:
+    """Whose connections are seen to hold before they are used again: one that lay idle is pinged, and one that was in
+    use just now is looked at. Whoever ended it has left something to be read; only a network that went away has not.
+    """
+    engine = _engine(url, pool_size=10, max_overflow=10, pool_timeout=_PATIENCE_SECONDS)
+
+    @event.listens_for(engine, "checkin")
+    def note(connection: _Impatient | None, record: ConnectionPoolEntry) -> None:
+        if connection is not None:
+            record.info[_IDLE_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: _Impatient, record: ConnectionPoolEntry, _fairy: object) -> None:
+        since = record.info.get(_IDLE_SINCE)
+        if since is None or (time.monotonic() - since < UNASKED_SECONDS and not connection.has_news()):
+            return
+        try:
+            engine.dialect.do_ping(connection)  # type: ignore[arg-type]  # psycopg's are, though they do not say so
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error  # and none that was made before is used again
+
+    return engine
+
+
 def _engine(url: str, **options: Any) -> Engine:
     # What statements are given stays out of errors, and so out of logs.
     engine = create_engine(url, connect_args={**CONNECT, **_NOT_FOR_EVER}, hide_parameters=True, **options)
@@ -179,6 +213,14 @@ class _Impatient(psycopg.Connection[Any]):
 
     Neither the kernel nor PostgreSQL would tell.
     """
+
+    def has_news(self) -> bool:
+        """Whether something came that nobody asked for, such as the end."""
+        if self.closed:
+            return True
+        unread = select.poll()
+        unread.register(self.pgconn.socket, select.POLLIN)
+        return bool(unread.poll(0))
 
     def wait(self, gen: PQGen[Answer], interval: float = 0.1, timeout: float | None = None) -> Answer:
         begun = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 DOOMED_PER_ROUND = 100
 SAMPLED_PER_ROUND = 100
+SAMPLING_SECONDS = 300.0  # between two looks for customers without today's sample: each reads all of them
 
 
 def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
     """Requeue what lost its lease, forget uploads nobody finishes, answers and webhook events of long ago and
-    checkpoints of jobs nobody tries again, ring for what waits, note what customers store, delete doomed objects.
+    checkpoints of jobs nobody tries again, ring for what waits, delete doomed objects.
     """
     settings = worker.settings
     with worker.database.system() as session:
@@ -48,16 +50,16 @@ def sweep_once(worker: Worker, doorbell: Doorbell) -> None:
     for kind in waiting:
         doorbell.ring(kind)
     _delete_doomed(worker)
-    _sample_usage(worker)
 
 
-def _sample_usage(worker: Worker) -> None:
-    """Once a day for each customer, in a transaction for each."""
+def sample_usage(worker: Worker) -> bool:
+    """Once a day for each customer, in a transaction for each -> whether some may be left."""
     with worker.database.system() as session:
         unsampled = usage.unsampled(session, SAMPLED_PER_ROUND)
     for customer_id in unsampled:
         with worker.database.customer(customer_id) as session:
             usage.sample(session, customer_id)
+    return len(unsampled) == SAMPLED_PER_ROUND
 
 
 def _delete_doomed(worker: Worker) -> None:
@@ -90,9 +92,12 @@ def main() -> None:
     for kind in JobKind:
         doorbell.ring(kind)
     threading.Thread(target=keep_deleting, args=(worker, ended), name="orphans", daemon=True).start()
+    sampling_due = time.monotonic()
     while not ended.wait(settings.sweep_seconds):
         try:
             sweep_once(worker, doorbell)
+            if time.monotonic() >= sampling_due and not sample_usage(worker):
+                sampling_due = time.monotonic() + SAMPLING_SECONDS
         except (SQLAlchemyError, OSError) as error:
             logger.warning("sweep failed", extra={"reason": str(error)})
 

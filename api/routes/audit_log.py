@@ -21,7 +21,9 @@ router = APIRouter(prefix="/v1", tags=["audit-log"])
 
 def _filters(
     action: Annotated[Action | None, Query(description="only this action")] = None,
-    resource: Annotated[str | None, Query(max_length=100, description="only about this one, by its id")] = None,
+    resource: Annotated[
+        schemas.PlainText | None, Query(max_length=100, description="only about this one, by its id")
+    ] = None,
     actor: Annotated[str | None, Query(max_length=100, description="only by this key (key_...)")] = None,
     since: Annotated[schemas.Moment | None, Query(description="RFC 3339; not before")] = None,
     until: Annotated[schemas.Moment | None, Query(description="RFC 3339; before")] = None,

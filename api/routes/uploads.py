@@ -247,7 +247,9 @@ async def create_upload(body: upload_schemas.UploadCreate, request: Request, rec
 )
 def list_uploads(
     session: DatasetsReadSession,
-    fingerprint: Annotated[str | None, Query(max_length=200, description="those that were begun with it")] = None,
+    fingerprint: Annotated[
+        schemas.PlainText | None, Query(max_length=200, description="those that were begun with it")
+    ] = None,
     limit: Limit = 20,
     after: After = None,
 ) -> schemas.Page[upload_schemas.Upload]:

@@ -329,6 +329,7 @@ def test_a_customer_reads_what_was_done_by_him_and_to_him_and_nobody_elses(story
         ("admin", "/v1/customers/cus_" + "0" * 32 + "/audit-log", {}, 200),  # whoever is gone has a log all the same
         ("customer", "/v1/audit-log", {"action": "party"}, 422),
         ("customer", "/v1/audit-log", {"since": "2026-01-01T00:00:00"}, 422),
+        ("customer", "/v1/audit-log", {"resource": "birds\0"}, 422),
         ("customer", "/v1/audit-log", {"actor": "birds"}, 404),
         ("customer", "/v1/audit-log", {"after": "birds"}, 404),
     ],

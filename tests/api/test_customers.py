@@ -58,7 +58,8 @@ def status(client: TestClient, token: str) -> tuple[int, str | None]:
 
 
 def test_what_is_not_named_stays_and_null_is_the_services_own(admin: Ask, customer_id: UUID) -> None:
-    changed = admin("PATCH", of(customer_id), json={"weight": 3, "quota_images": 5, "queued_jobs_limit": 0}).json()
+    changes = {"weight": 3, "quota_images": 5.0, "queued_jobs_limit": 0}  # 5.0 is an integer, too
+    changed = admin("PATCH", of(customer_id), json=changes).json()
     assert (changed["name"], changed["weight"], changed["quota_images"]) == ("acme", 3.0, 5)
     changed = admin("PATCH", of(customer_id), json={"weight": None, "quota_images": None}).json()
     assert (changed["weight"], changed["quota_images"], changed["queued_jobs_limit"]) == (1.0, None, 0)
@@ -72,6 +73,7 @@ def test_what_is_not_named_stays_and_null_is_the_services_own(admin: Ask, custom
         *({"name": None}, {"name": ""}, {"name": "a\nb"}, {"colour": "red"}, {"suspended_at": None}),
         *({"requests_per_minute": -1}, {"images_per_minute": 10**15}, {"upload_bytes_per_day": "much"}),
         *({"running_jobs_limit": 0}, {"queued_jobs_limit": 2**31}, {"quota_bytes": 2**63}, {"quota_images": -1}),
+        *({"running_jobs_limit": 1.5}, {"running_jobs_limit": "5"}, {"running_jobs_limit": True}),
     ],
 )
 def test_a_change_that_makes_no_sense_changes_nothing(admin: Ask, customer_id: UUID, body: dict[str, Any]) -> None:

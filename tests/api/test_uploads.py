@@ -511,6 +511,7 @@ def test_uploads_are_listed_by_fingerprint_in_pages(http: httpx.Client) -> None:
     assert [each["received_bytes"] for each in found] == [0, 0, 4]
     assert (first["has_more"], rest["has_more"]) == (True, False)
     assert len(http.get("/v1/uploads").json()["data"]) == 4
+    assert_problem(http.get("/v1/uploads", params={"fingerprint": "f\0"}), 422, "invalid_request")
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,13 @@ from bpt_store.db import Database
 from bpt_store.errors import LeaseLost
 from bpt_store.jobs import Fence
 from bpt_store.models import Job, JobKind, UsageDay
-from bpt_store.queue import Doorbell, celery_app
 from bpt_store.quotas import Limits
 from bpt_store.settings import Settings
 from bpt_store.uploads import Intent
 from bpt_store.usage import Cursor, Span
 from worker.batch import BatchPredict
 from worker.context import Worker
-from worker.sweep import sweep_once
+from worker.sweep import sample_usage
 
 LEASE = 20.0
 
@@ -207,11 +206,10 @@ def test_the_sweep_notes_once_a_day_what_a_customer_stores(
         uploads.begin(session, customer_id, intent, kind, limits=plenty, seconds=60, size_bytes=size_bytes)
 
     worker = Worker.create(settings)
-    with celery_app(settings) as app:
-        for size in (700, 800):
-            with database.customer(customer_id) as session:
-                announce(session, size)
-            sweep_once(worker, Doorbell(app))
+    for size in (700, 800):
+        with database.customer(customer_id) as session:
+            announce(session, size)
+        assert sample_usage(worker) is False
     worker.database.close()
     assert (used(database, customer_id).stored_bytes, used(database, customer_id).online_images) == (700, 0)
     with database.system() as session:
