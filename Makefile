@@ -7,6 +7,8 @@ INSTALLED := .venv/.installed
 # Processes of one thread each: two run the service and wait half of their time. See tests/sharing.py.
 ONE_THREAD := OMP_NUM_THREADS=1
 THREE_AT_A_TIME := -n 3 --no-loadscope-reorder
+# Whatever the caller has set: every process of the tests, and each that it starts, would compile the same files again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check fast-tests fuzz format lock clean
 

@@ -9,6 +9,7 @@ Fixtures by weight:
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -34,6 +35,20 @@ from tests.sharing import Sharing
 
 PASSWORD = "only-in-tests"
 LONGEST = {"faults": 0, "e2e": 1, "benchmarks": 2}
+
+gc.disable()  # until every test is imported, with torch and all: it would look through millions of objects for nothing
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end, and is not looked through again."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Libraries complain of what is left when the process ends."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

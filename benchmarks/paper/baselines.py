@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from benchmarks.paper.plan import Baseline
@@ -79,6 +78,8 @@ class Lora(Adapted):
     """Low-rank additions to the projections of attention, as HF PEFT makes them."""
 
     def __init__(self, backbone: Backbone, pooling: Pooling) -> None:
+        from peft import LoraConfig, inject_adapter_in_model  # imports transformers: seconds that only this one pays
+
         super().__init__(backbone, pooling)
         config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["qkv"], lora_dropout=0.0)
         with warnings.catch_warnings():
