@@ -13,9 +13,10 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from api import schemas
 from api.deps import Limit, Services, ServicesDep, customer_of
 from api.problems import responses
+from api.schemas import Page
+from api.tuning_schemas import JobEvent
 from bpt_store import ids, jobs
 from bpt_store.customers import Identity
 from bpt_store.models import JobKind, JobState
@@ -58,19 +59,19 @@ async def of_job(asked: Asked, identity: Identity, kind: JobKind, job_id: str) -
         return EventSourceResponse(_stream(asked.request, read, asked.services.settings.events_poll_seconds, after))
     events, _ = await run_in_threadpool(read, after, limit + 1)
     data, has_more = events[:limit], len(events) > limit
-    return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
 
 
 class _Reader:
     def __init__(self, services: Services, customer_id: UUID, job_id: UUID, kind: JobKind) -> None:
         self._services, self._customer_id, self._job_id, self._kind = services, customer_id, job_id, kind
 
-    def __call__(self, after: int, limit: int) -> tuple[list[schemas.JobEvent], JobState]:
+    def __call__(self, after: int, limit: int) -> tuple[list[JobEvent], JobState]:
         with self._services.database.customer(self._customer_id) as session:
             # The state first: events of a state that is terminal now are all there when they are read.
             state = jobs.get(session, self._job_id, self._kind).state
             events = jobs.events_after(session, self._job_id, after, limit)
-            return [schemas.JobEvent.of(event) for event in events], state
+            return [JobEvent.of(event) for event in events], state
 
 
 async def _stream(request: Request, read: _Reader, pause_seconds: float, after: int) -> AsyncIterator[bytes]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api import schemas
 from api.problems import Problem
+from api.tuning_schemas import AUTO, TuningJobCreate
 from bpt_core import catalog, continuing
 from bpt_core.catalog import BackboneSpec
 from bpt_core.cost import tuning_flops
@@ -57,7 +57,7 @@ def offered(backbone: str, settings: Settings) -> BackboneSpec:
     return spec
 
 
-def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session: Session, settings: Settings) -> Plan:
+def make(body: TuningJobCreate, dataset: models.DatasetVersion, session: Session, settings: Settings) -> Plan:
     """What a request asks for, with defaults filled in.
 
     Raises BackboneError, InvalidSetting, Problem `backbone_noncommercial`, and for a version to begin with NotFound,
@@ -69,8 +69,8 @@ def make(body: schemas.TuningJobCreate, dataset: models.DatasetVersion, session:
         **body.method.model_dump(exclude_none=True, exclude_unset=begun is not None),
         **body.hyperparameters.model_dump(exclude_none=True),
     }
-    auto = tuple(sorted("method" if name == "type" else name for name, value in given.items() if value == schemas.AUTO))
-    fixed = {name: value for name, value in given.items() if value != schemas.AUTO}
+    auto = tuple(sorted("method" if name == "type" else name for name, value in given.items() if value == AUTO))
+    fixed = {name: value for name, value in given.items() if value != AUTO}
     if begun is not None:
         fixed = begun.settle(spec, fixed, auto)
     method = Method(fixed.pop("type", Method.BPT_BILINEAR))
@@ -179,7 +179,7 @@ class _Begun:
         }
 
 
-def _begun(body: schemas.TuningJobCreate, session: Session) -> _Begun:
+def _begun(body: TuningJobCreate, session: Session) -> _Begun:
     assert body.continue_from is not None
     prompt_set, row = prompt_sets.resolve(session, body.continue_from)
     return _Begun(prompt_set.name, row, describe(prompt_sets.artifact(session, row)))

@@ -35,9 +35,11 @@ from rich.progress import Progress
 from rich.table import Table
 from sqlalchemy.orm import Session
 
-from api import schemas
+from api.prompt_set_schemas import Alias, PromptSet
 from api.routes import aliases as alias_routes
 from api.routes import prompt_sets as prompt_set_routes
+from api.schemas import Page
+from api.tuning_schemas import TuningJob
 from bpt_core.methods import Method
 from bpt_core.recipe import Recipe
 from bpt_store import aliases, customers, ids, jobs, prompt_sets
@@ -72,20 +74,20 @@ def bare() -> FastAPI:
     customer_session = Depends(open_session)
 
     @app.get("/v1/prompt-sets")
-    def list_prompt_sets(session: Session = customer_session) -> schemas.Page[schemas.PromptSet]:
+    def list_prompt_sets(session: Session = customer_session) -> Page[PromptSet]:
         return prompt_set_routes.list_prompt_sets(session)
 
     @app.get("/v1/prompt-sets/{name}")
-    def get_prompt_set(name: str, session: Session = customer_session) -> schemas.PromptSet:
+    def get_prompt_set(name: str, session: Session = customer_session) -> PromptSet:
         return prompt_set_routes.get_prompt_set(name, session)
 
     @app.get("/v1/prompt-sets/{name}/aliases/{alias}")
-    def get_alias(name: str, alias: str, response: Response, session: Session = customer_session) -> schemas.Alias:
+    def get_alias(name: str, alias: str, response: Response, session: Session = customer_session) -> Alias:
         return alias_routes.get_prompt_set_alias(name, alias, session, response)
 
     @app.get("/v1/tuning-jobs/{job_id}")
-    def get_tuning_job(job_id: str, session: Session = customer_session) -> schemas.TuningJob:
-        return schemas.TuningJob.of(jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE))
+    def get_tuning_job(job_id: str, session: Session = customer_session) -> TuningJob:
+        return TuningJob.of(jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE))
 
     return app
 

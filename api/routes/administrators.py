@@ -8,11 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from sqlalchemy.orm import Session
 
-from api import schemas
+from api.customer_schemas import AdminApiKeyCreate, ApiKey, ApiKeyRotate, AuditEntry
 from api.deps import AdminSession, After, Limit
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.routes.audit_log import FiltersDep, page_of
+from api.schemas import Page
 from bpt_store import administrators, audit, ids, models
 from bpt_store.audit import Action, Fact
 from bpt_store.customers import Scope
@@ -27,23 +28,23 @@ router = APIRouter(prefix="/v1/admin", tags=["administrators"], route_class=Once
     summary="Create an administrator's API key; the reply shows its token once",
     responses=responses(),
 )
-def create_admin_api_key(body: schemas.AdminApiKeyCreate, session: AdminSession) -> schemas.ApiKey:
+def create_admin_api_key(body: AdminApiKeyCreate, session: AdminSession) -> ApiKey:
     key, token = administrators.create_key(session, body.name, body.expires_at)
     _record(session, Action.KEY_CREATED, key, after={"scopes": [Scope.ADMIN], "expires_at": body.expires_at})
-    return schemas.ApiKey.of(key, token)
+    return ApiKey.of(key, token)
 
 
 @router.get("/api-keys", summary="List administrators' API keys", responses=responses("not_found"))
-def list_admin_api_keys(session: AdminSession, limit: Limit = 20, after: After = None) -> schemas.Page[schemas.ApiKey]:
+def list_admin_api_keys(session: AdminSession, limit: Limit = 20, after: After = None) -> Page[ApiKey]:
     cursor = ids.parse(ids.KEY, after) if after else None
     rows, has_more = page(session, administrators.keys(), models.ApiKey.id, cursor, limit)
-    data = [schemas.ApiKey.of(row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    data = [ApiKey.of(row) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/api-keys/{key_id}", summary="Show an administrator's API key", responses=responses("not_found"))
-def get_admin_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
-    return schemas.ApiKey.of(administrators.get_key(session, ids.parse(ids.KEY, key_id)))
+def get_admin_api_key(key_id: str, session: AdminSession) -> ApiKey:
+    return ApiKey.of(administrators.get_key(session, ids.parse(ids.KEY, key_id)))
 
 
 @router.post(
@@ -53,14 +54,14 @@ def get_admin_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
     responses=responses("not_found", "key_ended", "last_admin_key"),
 )
 def rotate_admin_api_key(
-    key_id: str, session: AdminSession, body: Annotated[schemas.ApiKeyRotate | None, Body()] = None
-) -> schemas.ApiKey:
-    overlap_seconds = (body or schemas.ApiKeyRotate()).overlap_seconds
+    key_id: str, session: AdminSession, body: Annotated[ApiKeyRotate | None, Body()] = None
+) -> ApiKey:
+    overlap_seconds = (body or ApiKeyRotate()).overlap_seconds
     old = ids.parse(ids.KEY, key_id)
     key, token = administrators.rotate_key(session, old, overlap_seconds=overlap_seconds)
     facts: dict[str, Fact] = {"key": ids.public(ids.KEY, key.id), "overlap_seconds": overlap_seconds}
     _record(session, Action.KEY_ROTATED, administrators.get_key(session, old), after=facts)
-    return schemas.ApiKey.of(key, token)
+    return ApiKey.of(key, token)
 
 
 @router.post(
@@ -68,10 +69,10 @@ def rotate_admin_api_key(
     summary="Revoke an administrator's API key, at once and for good; not the last one that has no end",
     responses=responses("not_found", "last_admin_key"),
 )
-def revoke_admin_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
+def revoke_admin_api_key(key_id: str, session: AdminSession) -> ApiKey:
     key = administrators.revoke_key(session, ids.parse(ids.KEY, key_id))
     _record(session, Action.KEY_REVOKED, key)
-    return schemas.ApiKey.of(key)
+    return ApiKey.of(key)
 
 
 @router.get(
@@ -81,7 +82,7 @@ def revoke_admin_api_key(key_id: str, session: AdminSession) -> schemas.ApiKey:
 )
 def list_admin_audit_log(
     session: AdminSession, filters: FiltersDep, limit: Limit = 20, after: After = None
-) -> schemas.Page[schemas.AuditEntry]:
+) -> Page[AuditEntry]:
     return page_of(session, None, filters, limit, after)
 
 

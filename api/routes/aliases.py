@@ -8,11 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from api import schemas
 from api.conditions import Conditions
 from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, numbered, require
 from api.idempotency import OnceRoute
 from api.problems import responses
+from api.prompt_set_schemas import Alias, AliasMove, AliasRollback, AliasTarget
+from api.schemas import Moment, Page
 from bpt_store import aliases, ids, logs, prompt_sets
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import PromptSet
@@ -25,10 +26,10 @@ ConditionsDep = Annotated[Conditions, Depends()]
 
 
 @router.get("", summary="List the aliases of a prompt set, by name", responses=responses("not_found"))
-def list_prompt_set_aliases(name: str, session: PromptsReadSession) -> schemas.Page[schemas.Alias]:
+def list_prompt_set_aliases(name: str, session: PromptsReadSession) -> Page[Alias]:
     # One page always holds them all: see aliases.MOST_ALIASES.
     rows = aliases.of_prompt_set(session, prompt_sets.get(session, name).id)
-    return schemas.Page(data=[schemas.Alias.of(name, row) for row in rows], has_more=False, next_cursor=None)
+    return Page(data=[Alias.of(name, row) for row in rows], has_more=False, next_cursor=None)
 
 
 @router.get("/{alias}", summary="Show where an alias points, or pointed at a time", responses=responses("not_found"))
@@ -37,13 +38,13 @@ def get_prompt_set_alias(
     alias: AliasName,
     session: PromptsReadSession,
     response: Response,
-    as_of: Annotated[schemas.Moment | None, Query(description="RFC 3339; absent: now")] = None,
-) -> schemas.Alias:
+    as_of: Annotated[Moment | None, Query(description="RFC 3339; absent: now")] = None,
+) -> Alias:
     prompt_set = prompt_sets.get(session, name)
     if as_of is None:
         return _shown(response, session, prompt_set, alias)
     version, since = aliases.as_of(session, prompt_set.id, alias, as_of)
-    return schemas.Alias(prompt_set=name, alias=alias, version=version, moved_at=since)
+    return Alias(prompt_set=name, alias=alias, version=version, moved_at=since)
 
 
 @router.put(
@@ -57,12 +58,12 @@ def get_prompt_set_alias(
 def move_prompt_set_alias(
     name: str,
     alias: AliasName,
-    body: schemas.AliasTarget,
+    body: AliasTarget,
     session: PromptsWriteSession,
     mover: Mover,
     conditions: ConditionsDep,
     response: Response,
-) -> schemas.Alias:
+) -> Alias:
     prompt_set = prompt_sets.get(session, name)
     aliases.move(
         session,
@@ -90,10 +91,10 @@ def rollback_prompt_set_alias(
     mover: Mover,
     conditions: ConditionsDep,
     response: Response,
-    body: Annotated[schemas.AliasRollback | None, Body()] = None,
-) -> schemas.Alias:
+    body: Annotated[AliasRollback | None, Body()] = None,
+) -> Alias:
     prompt_set = prompt_sets.get(session, name)
-    asked = body or schemas.AliasRollback()
+    asked = body or AliasRollback()
     aliases.rollback(
         session,
         prompt_set.id,
@@ -131,20 +132,20 @@ def remove_prompt_set_alias(
 )
 def list_prompt_set_alias_moves(
     name: str, alias: AliasName, session: PromptsReadSession, limit: Limit = 20, after: After = None
-) -> schemas.Page[schemas.AliasMove]:
+) -> Page[AliasMove]:
     prompt_set = prompt_sets.get(session, name)
     cursor = numbered(after, "move")
     rows, has_more = aliases.history(session, prompt_set.id, alias, after=cursor, limit=limit)
-    data = [schemas.AliasMove.of(row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
+    data = [AliasMove.of(row) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
 
 
 def _condition(conditions: Conditions) -> Callable[[int | None], bool]:
     return lambda number: conditions.hold(None if number is None else str(number))
 
 
-def _shown(response: Response, session: Session, prompt_set: PromptSet, alias: str) -> schemas.Alias:
+def _shown(response: Response, session: Session, prompt_set: PromptSet, alias: str) -> Alias:
     """With its ETag: the number of its last move."""
     row, number = aliases.state(session, prompt_set.id, alias)
     response.headers["ETag"] = f'"{number}"'
-    return schemas.Alias.of(prompt_set.name, row)
+    return Alias.of(prompt_set.name, row)

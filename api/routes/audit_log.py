@@ -8,9 +8,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query
 from sqlalchemy.orm import Session
 
-from api import schemas
+from api.customer_schemas import AuditEntry
 from api.deps import AdminSession, After, AuditReadSession, Limit, customer_of, require
 from api.problems import responses
+from api.schemas import Moment, Page, PlainText
 from bpt_store import audit, ids, models
 from bpt_store.audit import Action, Filters
 from bpt_store.customers import Identity, Scope
@@ -21,12 +22,10 @@ router = APIRouter(prefix="/v1", tags=["audit-log"])
 
 def _filters(
     action: Annotated[Action | None, Query(description="only this action")] = None,
-    resource: Annotated[
-        schemas.PlainText | None, Query(max_length=100, description="only about this one, by its id")
-    ] = None,
+    resource: Annotated[PlainText | None, Query(max_length=100, description="only about this one, by its id")] = None,
     actor: Annotated[str | None, Query(max_length=100, description="only by this key (key_...)")] = None,
-    since: Annotated[schemas.Moment | None, Query(description="RFC 3339; not before")] = None,
-    until: Annotated[schemas.Moment | None, Query(description="RFC 3339; before")] = None,
+    since: Annotated[Moment | None, Query(description="RFC 3339; not before")] = None,
+    until: Annotated[Moment | None, Query(description="RFC 3339; before")] = None,
 ) -> Filters:
     return Filters(action, resource, ids.parse(ids.KEY, actor) if actor else None, since, until)
 
@@ -45,7 +44,7 @@ def list_audit_log(
     filters: FiltersDep,
     limit: Limit = 20,
     after: After = None,
-) -> schemas.Page[schemas.AuditEntry]:
+) -> Page[AuditEntry]:
     return page_of(session, customer_of(identity), filters, limit, after)
 
 
@@ -56,14 +55,14 @@ def list_audit_log(
 )
 def list_customer_audit_log(
     customer_id: str, session: AdminSession, filters: FiltersDep, limit: Limit = 20, after: After = None
-) -> schemas.Page[schemas.AuditEntry]:
+) -> Page[AuditEntry]:
     return page_of(session, ids.parse(ids.CUSTOMER, customer_id), filters, limit, after)
 
 
 def page_of(
     session: Session, customer_id: UUID | None, filters: Filters, limit: int, after: str | None
-) -> schemas.Page[schemas.AuditEntry]:
+) -> Page[AuditEntry]:
     cursor = ids.parse(ids.AUDIT, after) if after else None
     rows, has_more = page(session, audit.entries(customer_id, filters), models.AuditEntry.id, cursor, limit)
-    data = [schemas.AuditEntry.of(row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    data = [AuditEntry.of(row) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
-from api import job_events, schemas
+from api import job_events
 from api.batch_schemas import BatchPrediction, BatchPredictionCreate, ResultsFormat
 from api.deps import (
     After,
@@ -21,6 +21,8 @@ from api.deps import (
 )
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
+from api.schemas import Page
+from api.tuning_schemas import JobEvent
 from bpt_store import audit, batch_predictions, datasets, ids, jobs, models
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
@@ -74,14 +76,14 @@ def list_batch_predictions(
     limit: Limit = 20,
     after: After = None,
     state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
-) -> schemas.Page[BatchPrediction]:
+) -> Page[BatchPrediction]:
     query = select(models.Job).where(models.Job.kind == KIND)
     if state is not None:
         query = query.where(models.Job.state == state)
     cursor = ids.parse(ids.JOB, after) if after else None
     rows, has_more = page(session, query, models.Job.id, cursor, limit)
     data = [BatchPrediction.of(row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{job_id}", summary="Show a batch prediction", responses=responses("not_found"))
@@ -115,7 +117,7 @@ def delete_batch_prediction(job_id: str, session: PredictSession) -> None:
 @router.get(
     "/{job_id}/events",
     summary="The events of a batch prediction; as a live stream with `Accept: text/event-stream`",
-    response_model=schemas.Page[schemas.JobEvent],
+    response_model=Page[JobEvent],
     responses=job_events.RESPONSES,
 )
 async def list_batch_prediction_events(

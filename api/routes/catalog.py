@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from api import schemas
+from api.catalog_schemas import Backbone, MethodInfo
 from api.deps import ServicesDep, require
 from api.problems import responses
+from api.schemas import Page
 from bpt_core.catalog import CATALOG
 from bpt_core.methods import STARTS, Depth, Method
 from bpt_core.recipe import DEFAULTS
@@ -19,16 +20,16 @@ Caller = Annotated[Identity, Depends(require(Scope.JOBS_READ))]
 
 
 @router.get("/backbones", tags=["catalog"], summary="List the frozen backbones", responses=responses())
-def list_backbones(services: ServicesDep, _caller: Caller) -> schemas.Page[schemas.Backbone]:
+def list_backbones(services: ServicesDep, _caller: Caller) -> Page[Backbone]:
     allowed = services.settings.allow_noncommercial
-    data = [schemas.Backbone.of(spec, available=allowed or not spec.non_commercial) for spec in CATALOG.values()]
-    return schemas.Page(data=data, has_more=False, next_cursor=None)
+    data = [Backbone.of(spec, available=allowed or not spec.non_commercial) for spec in CATALOG.values()]
+    return Page(data=data, has_more=False, next_cursor=None)
 
 
 @router.get("/methods", tags=["catalog"], summary="List the tuning methods", responses=responses())
-def list_methods(_caller: Caller) -> schemas.Page[schemas.MethodInfo]:
+def list_methods(_caller: Caller) -> Page[MethodInfo]:
     data = [
-        schemas.MethodInfo(
+        MethodInfo(
             type=method,
             depths=list(Depth) if method.has_prompts else [],
             starts=list(STARTS[method]),
@@ -36,4 +37,4 @@ def list_methods(_caller: Caller) -> schemas.Page[schemas.MethodInfo]:
         )
         for method in Method
     ]
-    return schemas.Page(data=data, has_more=False, next_cursor=None)
+    return Page(data=data, has_more=False, next_cursor=None)

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from api import schemas
 from api.comparison_schemas import Comparison, FlippedImage
 from api.deps import After, Limit, ServicesDep, customer_of, numbered, require
 from api.problems import Problem, responses
+from api.schemas import Page
 from bpt_core import comparison
 from bpt_core.comparison import Flip, Pair
 from bpt_core.tally import task_of
@@ -96,11 +96,11 @@ def list_flipped_images(
     flip: Annotated[Flip | None, Query(description="only those that b has lost, or won; absent: both")] = None,
     limit: Limit = 20,
     after: After = None,
-) -> schemas.Page[FlippedImage]:
+) -> Page[FlippedImage]:
     cursor = numbered(after, "image", most_digits=11)
     wanted = [flip] if flip else [*Flip]
     pairs = compared.pairs(0 if cursor is None else cursor + 1)
     found = list(islice((pair for pair in pairs if pair.flip in wanted), limit + 1))
     has_more, found = len(found) > limit, found[:limit]
     data = [FlippedImage.of(pair) for pair in found]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=str(found[-1].number) if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=str(found[-1].number) if has_more else None)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from api import schemas
 from api.conditions import NOT_MODIFIED, IfNoneMatch, is_known
 from api.deps import DatasetsReadSession, Limit, Services, ServicesDep
 from api.item_schemas import DatasetItem, SplitName
 from api.problems import Problem, responses
+from api.schemas import Page
 from bpt_core.dataset import read_image
 from bpt_core.errors import DatasetError
 from bpt_core.items import IndexedItem, Items
@@ -46,7 +46,7 @@ def list_dataset_items(
     ] = None,
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")] = None,
-) -> schemas.Page[DatasetItem]:
+) -> Page[DatasetItem]:
     index = _index(services, _ready(session, dataset_id, version))
     wanted = Split(split) if split is not None else None
     try:
@@ -54,7 +54,7 @@ def list_dataset_items(
     except DatasetError as error:
         raise NotFound(str(error)) from error
     data = [DatasetItem.of(item) for item in found]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{item_id}", summary="Show an item", responses=responses(*_ERRORS))

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from starlette.concurrency import run_in_threadpool
 
-from api import job_events, schemas
+from api import job_events
+from api.dataset_schemas import DatasetVersion
 from api.deps import DatasetsReadSession, Limit, Services, customer_of, require
 from api.problems import Problem, responses
+from api.schemas import Page
+from api.tuning_schemas import JobEvent
 from bpt_store import datasets, ids, jobs
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind
@@ -23,17 +26,17 @@ def list_dataset_versions(
     session: DatasetsReadSession,
     limit: Limit = 20,
     after: Annotated[int | None, Query(ge=1, lt=2**31, description="the `next_cursor` of the page before")] = None,
-) -> schemas.Page[schemas.DatasetVersion]:
+) -> Page[DatasetVersion]:
     dataset = datasets.get(session, ids.parse(ids.DATASET, dataset_id))
     rows = datasets.versions(session, dataset.id, before=after, limit=limit + 1)
-    data = [schemas.DatasetVersion.of(row) for row in rows[:limit]]
+    data = [DatasetVersion.of(row) for row in rows[:limit]]
     has_more = len(rows) > limit
-    return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=str(data[-1].number) if has_more else None)
 
 
 @router.get("/{number}", summary="Show a version of a dataset", responses=responses("not_found"))
-def get_dataset_version(dataset_id: str, number: int, session: DatasetsReadSession) -> schemas.DatasetVersion:
-    return schemas.DatasetVersion.of(datasets.version(session, ids.parse(ids.DATASET, dataset_id), _checked(number)))
+def get_dataset_version(dataset_id: str, number: int, session: DatasetsReadSession) -> DatasetVersion:
+    return DatasetVersion.of(datasets.version(session, ids.parse(ids.DATASET, dataset_id), _checked(number)))
 
 
 @router.get(
@@ -51,7 +54,7 @@ def get_dataset_version_report(dataset_id: str, number: int, session: DatasetsRe
 @router.get(
     "/{number}/events",
     summary="How the ingest of a version goes on; as a live stream with `Accept: text/event-stream`",
-    response_model=schemas.Page[schemas.JobEvent],
+    response_model=Page[JobEvent],
     responses=job_events.RESPONSES,
 )
 async def list_dataset_version_events(

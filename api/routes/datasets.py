@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from api import schemas
+from api.dataset_schemas import Dataset, DatasetChange
 from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit
 from api.keys import KeyFirstRoute
 from api.problems import Problem, responses
+from api.schemas import Page
 from bpt_store import audit, datasets, ids, models
 from bpt_store.audit import Action
 from bpt_store.paging import page
@@ -19,20 +20,18 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=KeyFirs
 
 
 @router.get("", summary="List datasets", responses=responses("not_found"))
-def list_datasets(
-    session: DatasetsReadSession, limit: Limit = 20, after: After = None
-) -> schemas.Page[schemas.Dataset]:
+def list_datasets(session: DatasetsReadSession, limit: Limit = 20, after: After = None) -> Page[Dataset]:
     cursor = ids.parse(ids.DATASET, after) if after else None
     rows, has_more = page(session, select(models.Dataset), models.Dataset.id, cursor, limit)
     shown = datasets.shown(session, rows)
-    data = [schemas.Dataset.of(row, shown[row.id]) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    data = [Dataset.of(row, shown[row.id]) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{dataset_id}", summary="Show a dataset", responses=responses("not_found"))
-def get_dataset(dataset_id: str, session: DatasetsReadSession) -> schemas.Dataset:
+def get_dataset(dataset_id: str, session: DatasetsReadSession) -> Dataset:
     dataset = datasets.get(session, ids.parse(ids.DATASET, dataset_id))
-    return schemas.Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
+    return Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
 
 
 @router.get(
@@ -49,11 +48,11 @@ def get_dataset_report(dataset_id: str, session: DatasetsReadSession) -> dict[st
 
 
 @router.patch("/{dataset_id}", summary="Change the name or the metadata", responses=responses("not_found"))
-def change_dataset(dataset_id: str, body: schemas.DatasetChange, session: DatasetsWriteSession) -> schemas.Dataset:
+def change_dataset(dataset_id: str, body: DatasetChange, session: DatasetsWriteSession) -> Dataset:
     identifier = ids.parse(ids.DATASET, dataset_id)
     dataset = datasets.change(session, identifier, name=body.name, metadata=body.metadata)
     audit.record(session, Action.DATASET_CHANGED, dataset_id)
-    return schemas.Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
+    return Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
 
 
 @router.delete(

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy import select
 
-from api import schemas
 from api.batch_schemas import BatchPrediction
 from api.deps import (
     After,
@@ -23,6 +22,7 @@ from api.gate_schemas import Gate, GateChange, GateCheck
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
 from api.routes.prompt_set_versions import VersionNumber
+from api.schemas import Page
 from bpt_core.headers import describe
 from bpt_core.tally import METRICS
 from bpt_store import audit, batch_predictions, datasets, gates, ids, models, prompt_sets
@@ -112,7 +112,7 @@ def create_gate_check(
 )
 def list_gate_checks(
     name: str, version: VersionNumber, session: PromptsReadSession, limit: Limit = 20, after: After = None
-) -> schemas.Page[GateCheck]:
+) -> Page[GateCheck]:
     prompt_set, row = prompt_sets.resolve(session, f"{name}:{version}")
     query = select(models.Evaluation).where(
         models.Evaluation.prompt_set_id == prompt_set.id, models.Evaluation.version == row.version
@@ -121,4 +121,4 @@ def list_gate_checks(
     rows, has_more = page(session, query, models.Evaluation.id, cursor, limit)
     gate = gates.find(session, prompt_set.id)
     data = [GateCheck.of(name, each, gate) for each in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)

@@ -8,18 +8,17 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import schemas
 from api.artifact_body import CODES, REQUEST_BODY, ArtifactDep
 from api.conditions import ASK_AGAIN, NOT_MODIFIED, IfNoneMatch, is_known, unless_known
 from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, customer_of, numbered, require
 from api.idempotency import OnceRoute
 from api.problems import responses
-from api.prompt_set_schemas import LabelChange, MetadataFilter, wanted
+from api.prompt_set_schemas import LabelChange, MetadataFilter, PromptSetVersion, wanted
+from api.schemas import Page
 from bpt_core import inspection
 from bpt_store import audit, ids, models, prompt_sets
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
-from bpt_store.models import PromptSetVersion
 from bpt_store.paging import page
 from bpt_store.prompt_sets import NAME_PATTERN
 
@@ -41,7 +40,7 @@ def import_prompt_set_version(
     artifact: ArtifactDep,
     session: PromptsWriteSession,
     response: Response,
-) -> schemas.PromptSetVersion:
+) -> PromptSetVersion:
     prompt_set = prompt_sets.get_or_create(session, customer_of(identity), name)
     version = prompt_sets.publish(session, prompt_set.id, artifact.publication(), job_id=None, dataset_id=None)
     audit.record(
@@ -52,7 +51,7 @@ def import_prompt_set_version(
     )
     response.headers["Location"] = f"/v1/prompt-sets/{name}/versions/{version.version}"
     session.refresh(version)
-    return schemas.PromptSetVersion.of(name, version)
+    return PromptSetVersion.of(name, version)
 
 
 @router.get("", summary="List the versions of a prompt set", responses=responses("not_found"))
@@ -63,39 +62,40 @@ def list_prompt_set_versions(
     after: After = None,
     metadata: MetadataFilter = None,
     archived: Annotated[bool | None, Query(description="only archived ones, or only others; absent: all")] = None,
-) -> schemas.Page[schemas.PromptSetVersion]:
+) -> Page[PromptSetVersion]:
     prompt_set = prompt_sets.get(session, name)
     cursor = numbered(after, "version")
-    query = select(PromptSetVersion).where(
-        PromptSetVersion.prompt_set_id == prompt_set.id, PromptSetVersion.custom.contains(wanted(metadata))
+    query = select(models.PromptSetVersion).where(
+        models.PromptSetVersion.prompt_set_id == prompt_set.id,
+        models.PromptSetVersion.custom.contains(wanted(metadata)),
     )
     if archived is not None:
-        query = query.where(PromptSetVersion.archived_at.is_not(None) == archived)
-    rows, has_more = page(session, query, PromptSetVersion.version, cursor, limit)
-    data = [schemas.PromptSetVersion.of(name, row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=str(data[-1].version) if has_more else None)
+        query = query.where(models.PromptSetVersion.archived_at.is_not(None) == archived)
+    rows, has_more = page(session, query, models.PromptSetVersion.version, cursor, limit)
+    data = [PromptSetVersion.of(name, row) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=str(data[-1].version) if has_more else None)
 
 
 @router.get(
     "/{version}",
     summary="Show a version",
-    response_model=schemas.PromptSetVersion,
+    response_model=PromptSetVersion,
     responses={**responses("not_found"), **NOT_MODIFIED},
 )
 def get_prompt_set_version(
     name: str, version: VersionNumber, session: PromptsReadSession, if_none_match: IfNoneMatch = None
 ) -> Response:
-    return unless_known(schemas.PromptSetVersion.of(name, _version(session, name, version)), if_none_match)
+    return unless_known(PromptSetVersion.of(name, _version(session, name, version)), if_none_match)
 
 
 @router.patch("/{version}", summary="Change the description or the metadata", responses=responses("not_found"))
 def change_prompt_set_version(
     name: str, version: VersionNumber, body: LabelChange, session: PromptsWriteSession
-) -> schemas.PromptSetVersion:
+) -> PromptSetVersion:
     row = _version(session, name, version)
     body.label().put_on(row)
     _record(session, Action.SET_VERSION_CHANGED, row)
-    return schemas.PromptSetVersion.of(name, row)
+    return PromptSetVersion.of(name, row)
 
 
 @router.post(
@@ -103,21 +103,17 @@ def change_prompt_set_version(
     summary="Archive a version: no name means it and no alias moves to it; its number still does",
     responses=responses("not_found", "version_in_use"),
 )
-def archive_prompt_set_version(
-    name: str, version: VersionNumber, session: PromptsWriteSession
-) -> schemas.PromptSetVersion:
+def archive_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> PromptSetVersion:
     row = prompt_sets.archive(session, name, version)
     _record(session, Action.SET_VERSION_ARCHIVED, row)
-    return schemas.PromptSetVersion.of(name, row)
+    return PromptSetVersion.of(name, row)
 
 
 @router.post("/{version}/unarchive", summary="Take a version out of the archive", responses=responses("not_found"))
-def unarchive_prompt_set_version(
-    name: str, version: VersionNumber, session: PromptsWriteSession
-) -> schemas.PromptSetVersion:
+def unarchive_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> PromptSetVersion:
     row = prompt_sets.unarchive(session, name, version)
     _record(session, Action.SET_VERSION_UNARCHIVED, row)
-    return schemas.PromptSetVersion.of(name, row)
+    return PromptSetVersion.of(name, row)
 
 
 @router.delete(
@@ -165,11 +161,11 @@ def download_artifact(
 )
 def restore_artifact(
     name: str, version: VersionNumber, artifact: ArtifactDep, session: PromptsWriteSession
-) -> schemas.PromptSetVersion:
+) -> PromptSetVersion:
     row, changed = prompt_sets.release(session, name, version, artifact.data)
     if changed:
         _record(session, Action.SET_VERSION_RELEASED, row)
-    return schemas.PromptSetVersion.of(name, row)
+    return PromptSetVersion.of(name, row)
 
 
 @router.post(
@@ -177,17 +173,15 @@ def restore_artifact(
     summary="Let a version out of quarantine whose artifact has been repaired: the stored bytes are looked at again",
     responses=responses("not_found", "artifact_integrity", "artifact_corrupt", "artifact_non_finite"),
 )
-def release_prompt_set_version(
-    name: str, version: VersionNumber, session: PromptsWriteSession
-) -> schemas.PromptSetVersion:
+def release_prompt_set_version(name: str, version: VersionNumber, session: PromptsWriteSession) -> PromptSetVersion:
     row, changed = prompt_sets.release(session, name, version)
     inspection.inspect(row.artifact)
     if changed:
         _record(session, Action.SET_VERSION_RELEASED, row)
-    return schemas.PromptSetVersion.of(name, row)
+    return PromptSetVersion.of(name, row)
 
 
-def _record(session: Session, action: Action, row: PromptSetVersion) -> None:
+def _record(session: Session, action: Action, row: models.PromptSetVersion) -> None:
     audit.record(session, action, ids.public(ids.PROMPT_SET, row.prompt_set_id), after={"version": row.version})
 
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Depends, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import schemas
 from api.deps import After, Limit, PromptsReadSession, PromptsWriteSession, customer_of, require
 from api.idempotency import OnceRoute
 from api.problems import responses
-from api.prompt_set_schemas import LabelChange, MetadataFilter, PromptSetCreate, wanted
+from api.prompt_set_schemas import LabelChange, MetadataFilter, PromptSet, PromptSetCreate, wanted
+from api.schemas import Page
 from bpt_store import aliases, audit, ids, models, prompt_sets
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
@@ -32,33 +32,33 @@ def create_prompt_set(
     response: Response,
     identity: Annotated[Identity, Depends(require(Scope.PROMPTS_WRITE))],
     session: PromptsWriteSession,
-) -> schemas.PromptSet:
+) -> PromptSet:
     row = prompt_sets.create(session, customer_of(identity), body.name, body.label())
     audit.record(session, Action.SET_CREATED, ids.public(ids.PROMPT_SET, row.id))
     response.headers["Location"] = f"/v1/prompt-sets/{row.name}"
-    return schemas.PromptSet.of(row, None, {})
+    return PromptSet.of(row, None, {})
 
 
 @router.get("", summary="List prompt sets", responses=responses("not_found"))
 def list_prompt_sets(
     session: PromptsReadSession, limit: Limit = 20, after: After = None, metadata: MetadataFilter = None
-) -> schemas.Page[schemas.PromptSet]:
+) -> Page[PromptSet]:
     cursor = ids.parse(ids.PROMPT_SET, after) if after else None
     query = select(models.PromptSet).where(models.PromptSet.custom.contains(wanted(metadata)))
     rows, has_more = page(session, query, models.PromptSet.id, cursor, limit)
     shown = [row.id for row in rows]
     newest, named = prompt_sets.newest_versions(session, shown), aliases.versions(session, shown)
-    data = [schemas.PromptSet.of(row, newest.get(row.id), named.get(row.id, {})) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    data = [PromptSet.of(row, newest.get(row.id), named.get(row.id, {})) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{name}", summary="Show a prompt set", responses=responses("not_found"))
-def get_prompt_set(name: str, session: PromptsReadSession) -> schemas.PromptSet:
+def get_prompt_set(name: str, session: PromptsReadSession) -> PromptSet:
     return _shown(session, prompt_sets.get(session, name))
 
 
 @router.patch("/{name}", summary="Change the description or the metadata", responses=responses("not_found"))
-def change_prompt_set(name: str, body: LabelChange, session: PromptsWriteSession) -> schemas.PromptSet:
+def change_prompt_set(name: str, body: LabelChange, session: PromptsWriteSession) -> PromptSet:
     row = prompt_sets.get(session, name)
     body.label().put_on(row)
     audit.record(session, Action.SET_CHANGED, ids.public(ids.PROMPT_SET, row.id))
@@ -76,6 +76,6 @@ def delete_prompt_set(name: str, session: PromptsWriteSession) -> None:
     audit.record(session, Action.SET_DELETED, ids.public(ids.PROMPT_SET, row.id))
 
 
-def _shown(session: Session, row: models.PromptSet) -> schemas.PromptSet:
+def _shown(session: Session, row: models.PromptSet) -> PromptSet:
     newest, named = prompt_sets.newest_versions(session, [row.id]), aliases.versions(session, [row.id])
-    return schemas.PromptSet.of(row, newest.get(row.id), named.get(row.id, {}))
+    return PromptSet.of(row, newest.get(row.id), named.get(row.id, {}))

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from api import plans, schemas
+from api import plans
 from api.deps import JobsWriteSession, ServicesDep, customer_of, require, ring_after_commit
 from api.idempotency import OnceRoute
 from api.problems import responses
 from api.routes.prompt_set_versions import VersionNumber
+from api.tuning_schemas import TuningJob
 from bpt_store import audit, ids, jobs, lineage, models, prompt_sets, scheduling
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
@@ -35,7 +36,7 @@ def reproduce_prompt_set_version(
     services: ServicesDep,
     identity: Annotated[Identity, Depends(require(Scope.JOBS_WRITE))],
     session: JobsWriteSession,
-) -> schemas.TuningJob:
+) -> TuningJob:
     prompt_set, row = prompt_sets.resolve(session, f"{name}:{version}")
     prompt_sets.artifact(session, row)  # what is damaged is nothing to compare with
     learned_from = lineage.of(session, row)
@@ -59,7 +60,7 @@ def reproduce_prompt_set_version(
     ring_after_commit(session, JobKind.TUNE)
     response.headers["Location"] = f"/v1/tuning-jobs/{ids.public(ids.JOB, job.id)}"
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 def _reproduced(name: str, row: models.PromptSetVersion) -> dict[str, object]:

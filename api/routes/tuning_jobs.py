@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import select
 
-from api import job_events, plans, schemas
+from api import job_events, plans
 from api.deps import (
     After,
     JobsReadSession,
@@ -22,6 +22,8 @@ from api.deps import (
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
 from api.report_schemas import TuningReport
+from api.schemas import Page
+from api.tuning_schemas import JobEvent, TuningJob, TuningJobCreate, TuningPlan
 from bpt_store import audit, datasets, ids, jobs, models, prompt_sets, scheduling
 from bpt_store.audit import Action
 from bpt_store.customers import Identity, Scope
@@ -35,9 +37,9 @@ router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning-jobs"], route_class=O
     "",
     status_code=201,
     summary="Tune a prompt set on a dataset; with `dry_run`, only say what that would be and cost",
-    response_model=schemas.TuningJob,
+    response_model=TuningJob,
     responses={
-        200: {"model": schemas.TuningPlan, "description": "the plan, for a dry run"},
+        200: {"model": TuningPlan, "description": "the plan, for a dry run"},
         **responses(
             *("not_found", "dataset_not_ready", "dataset_unlabelled"),
             *("backbone_unknown", "backbone_noncommercial", "invalid_setting", "queue_limit"),
@@ -46,7 +48,7 @@ router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning-jobs"], route_class=O
     },
 )
 def create_tuning_job(
-    body: schemas.TuningJobCreate,
+    body: TuningJobCreate,
     response: Response,
     services: ServicesDep,
     identity: Annotated[Identity, Depends(require(Scope.JOBS_WRITE))],
@@ -57,7 +59,7 @@ def create_tuning_job(
     plan = plans.make(body, dataset, session, services.settings)
     payload = plan.payload(body.prompt_set)
     if body.dry_run:
-        return JSONResponse(schemas.TuningPlan.of(payload).model_dump(mode="json"))
+        return JSONResponse(TuningPlan.of(payload).model_dump(mode="json"))
     job = jobs.create(
         session,
         customer_id,
@@ -79,7 +81,7 @@ def create_tuning_job(
     ring_after_commit(session, JobKind.TUNE)
     response.headers["Location"] = f"/v1/tuning-jobs/{ids.public(ids.JOB, job.id)}"
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 @router.get("", summary="List tuning jobs", responses=responses("not_found"))
@@ -88,24 +90,24 @@ def list_tuning_jobs(
     limit: Limit = 20,
     after: After = None,
     state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
-) -> schemas.Page[schemas.TuningJob]:
+) -> Page[TuningJob]:
     query = select(models.Job).where(models.Job.kind == JobKind.TUNE)
     if state is not None:
         query = query.where(models.Job.state == state)
     cursor = ids.parse(ids.JOB, after) if after else None
     rows, has_more = page(session, query, models.Job.id, cursor, limit)
-    data = [schemas.TuningJob.of(row) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    data = [TuningJob.of(row) for row in rows]
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get("/{job_id}", summary="Show a tuning job", responses=responses("not_found"))
-def get_tuning_job(job_id: str, services: ServicesDep, session: JobsReadSession) -> schemas.TuningJob:
+def get_tuning_job(job_id: str, services: ServicesDep, session: JobsReadSession) -> TuningJob:
     job = jobs.get(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
     waiting = None
     if job.state is JobState.QUEUED:
         with services.database.system() as everybody:  # where it stands depends on the others
             waiting = scheduling.waiting(everybody, job, services.settings.running_jobs_limit or None)
-    return schemas.TuningJob.of(job, waiting)
+    return TuningJob.of(job, waiting)
 
 
 @router.post(
@@ -113,11 +115,11 @@ def get_tuning_job(job_id: str, services: ServicesDep, session: JobsReadSession)
     summary="Cancel a tuning job: at once while it waits, within seconds while it runs",
     responses=responses("not_found", "job_terminal"),
 )
-def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
+def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> TuningJob:
     job = jobs.cancel(session, ids.parse(ids.JOB, job_id), JobKind.TUNE)
     audit.record(session, Action.JOB_CANCELLED, job_id, after={"state": job.state})
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 @router.post(
@@ -125,11 +127,11 @@ def cancel_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJ
     summary="Pause a tuning job: at once while it waits, within seconds while it runs",
     responses=responses("not_found", "job_cancelling", "job_terminal"),
 )
-def pause_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
+def pause_tuning_job(job_id: str, session: JobsWriteSession) -> TuningJob:
     job = jobs.pause(session, ids.parse(ids.JOB, job_id))
     audit.record(session, Action.JOB_PAUSED, job_id, after={"state": job.state})
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 @router.post(
@@ -137,12 +139,12 @@ def pause_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJo
     summary="Let a paused tuning job go on from its last checkpoint",
     responses=responses("not_found", "job_pausing", "job_cancelling", "job_terminal"),
 )
-def resume_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJob:
+def resume_tuning_job(job_id: str, session: JobsWriteSession) -> TuningJob:
     job = jobs.resume(session, ids.parse(ids.JOB, job_id))
     audit.record(session, Action.JOB_RESUMED, job_id, after={"state": job.state})
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 @router.post(
@@ -150,7 +152,7 @@ def resume_tuning_job(job_id: str, session: JobsWriteSession) -> schemas.TuningJ
     summary="Try a tuning job that failed or was cancelled again, from its last checkpoint if that is still there",
     responses=responses("not_found", "job_succeeded", "job_unfinished", "dataset_not_ready", "queue_limit"),
 )
-def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSession) -> schemas.TuningJob:
+def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSession) -> TuningJob:
     job = jobs.retry(session, ids.parse(ids.JOB, job_id), unfinished_limit=services.settings.queued_jobs_limit)
     assert job.dataset_id is not None
     datasets.get_ready(session, datasets.Reference(job.dataset_id, job.dataset_version))
@@ -161,7 +163,7 @@ def retry_tuning_job(job_id: str, services: ServicesDep, session: JobsWriteSessi
     audit.record(session, Action.JOB_RETRIED, job_id, after={"state": job.state})
     ring_after_commit(session, JobKind.TUNE)
     session.refresh(job)
-    return schemas.TuningJob.of(job)
+    return TuningJob.of(job)
 
 
 @router.delete(
@@ -193,7 +195,7 @@ def get_tuning_job_report(job_id: str, session: JobsReadSession) -> TuningReport
 @router.get(
     "/{job_id}/events",
     summary="The events of a tuning job; as a live stream with `Accept: text/event-stream`",
-    response_model=schemas.Page[schemas.JobEvent],
+    response_model=Page[JobEvent],
     responses=job_events.RESPONSES,
 )
 async def list_tuning_job_events(

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from api import schemas, upload_schemas
 from api.bodies import validated
+from api.dataset_schemas import Dataset, DatasetVersion
 from api.deps import After, DatasetsReadSession, DatasetsWriteSession, Limit, ring_after_commit
 from api.idempotency import OnceRoute
 from api.problems import Problem, responses
@@ -25,6 +26,7 @@ from api.receiving import (
     ReceiverDep,
     sha256_of_json,
 )
+from api.schemas import Page, PlainText
 from bpt_store import audit, datasets, ids, imports, models, uploads
 from bpt_store.audit import Action, Fact
 from bpt_store.models import JobKind
@@ -57,7 +59,7 @@ BODY_SCHEMAS = (upload_schemas.DatasetImport, upload_schemas.VersionChange)
 @router.post(
     "/datasets",
     status_code=201,
-    response_model=schemas.Dataset,
+    response_model=Dataset,
     summary="Make a dataset: of an archive or Parquet file as the raw body, or as JSON of what lies in object storage",
     responses=responses(
         *_BODY_CODES, "unsupported_media_type", "upload_expired", "quota_exceeded", "import_url_forbidden"
@@ -86,7 +88,7 @@ async def create_dataset(
 @router.post(
     "/datasets/{dataset_id}/versions",
     status_code=201,
-    response_model=schemas.DatasetVersion,
+    response_model=DatasetVersion,
     summary="Make the next version: add what an archive holds as the raw body, or as JSON relabel and remove items",
     responses=responses(*_BODY_CODES, *_VERSION_CODES, "unsupported_media_type", "upload_expired", "quota_exceeded"),
     openapi_extra=_takes(upload_schemas.VersionChange),
@@ -247,17 +249,15 @@ async def create_upload(body: upload_schemas.UploadCreate, request: Request, rec
 )
 def list_uploads(
     session: DatasetsReadSession,
-    fingerprint: Annotated[
-        schemas.PlainText | None, Query(max_length=200, description="those that were begun with it")
-    ] = None,
+    fingerprint: Annotated[PlainText | None, Query(max_length=200, description="those that were begun with it")] = None,
     limit: Limit = 20,
     after: After = None,
-) -> schemas.Page[upload_schemas.Upload]:
+) -> Page[upload_schemas.Upload]:
     cursor = ids.parse(ids.UPLOAD, after) if after else None
     rows, has_more = page(session, uploads.open_in_parts(fingerprint), models.Upload.id, cursor, limit)
     received = uploads.received_bytes(session, [row.id for row in rows])
     data = [upload_schemas.Upload.of(row, received.get(row.id, 0), None) for row in rows]
-    return schemas.Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
+    return Page(data=data, has_more=has_more, next_cursor=data[-1].id if has_more else None)
 
 
 @router.get(
@@ -329,11 +329,11 @@ async def put_upload_part(
 @router.post(
     "/uploads/{upload_id}/complete",
     status_code=201,
-    response_model=schemas.Dataset | schemas.DatasetVersion,
+    response_model=Dataset | DatasetVersion,
     tags=["uploads"],
     summary="All parts have arrived: make the dataset or version of them; again gives the same answer",
     responses={
-        200: {"description": "it was complete already", "model": schemas.Dataset | schemas.DatasetVersion},
+        200: {"description": "it was complete already", "model": Dataset | DatasetVersion},
         **responses(*_VERSION_CODES, "upload_expired", "upload_incomplete", "payload_too_large"),
     },
 )
@@ -387,15 +387,15 @@ def _new_version(session: Session, made: Made) -> Answer:
     return Answer(_version(session, made), location)
 
 
-def _dataset(session: Session, made: Made) -> schemas.Dataset:
+def _dataset(session: Session, made: Made) -> Dataset:
     dataset = datasets.get(session, made.dataset_id)
-    return schemas.Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
+    return Dataset.of(dataset, datasets.shown(session, [dataset])[dataset.id])
 
 
-def _version(session: Session, made: Made) -> schemas.DatasetVersion:
-    return schemas.DatasetVersion.of(datasets.version(session, made.dataset_id, made.version))
+def _version(session: Session, made: Made) -> DatasetVersion:
+    return DatasetVersion.of(datasets.version(session, made.dataset_id, made.version))
 
 
-def _what_became(session: Session, upload_id: Any, made: Made) -> schemas.Dataset | schemas.DatasetVersion:
+def _what_became(session: Session, upload_id: Any, made: Made) -> Dataset | DatasetVersion:
     is_new_dataset = Intent.of(uploads.get(session, upload_id)).dataset_id is None
     return _dataset(session, made) if is_new_dataset else _version(session, made)

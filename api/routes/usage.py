@@ -13,10 +13,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
-from api import schemas
+from api.customer_schemas import UsageDay
 from api.deps import After, Limit, Services, ServicesDep
 from api.keys import IdentityDep
 from api.problems import Problem, responses
+from api.schemas import Day, Page
 from bpt_store import ids, models, usage
 from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
@@ -45,8 +46,8 @@ class _Reader:
 def _reader(
     services: ServicesDep,
     identity: IdentityDep,
-    first: Annotated[schemas.Day | None, Query(alias="from", description="the first day (UTC); absent: all")] = None,
-    last: Annotated[schemas.Day | None, Query(alias="to", description="the last day (UTC), itself included")] = None,
+    first: Annotated[Day | None, Query(alias="from", description="the first day (UTC); absent: all")] = None,
+    last: Annotated[Day | None, Query(alias="to", description="the last day (UTC), itself included")] = None,
     customer: Annotated[
         str | None, Query(max_length=100, description="for administrators: only this one's (cus_...); absent: all")
     ] = None,
@@ -71,7 +72,7 @@ def _whose(identity: Identity, customer: str | None) -> UUID | None:
 @router.get(
     "",
     summary="List what was used, the newest day first; all of it at once with `Accept: text/csv`",
-    response_model=schemas.Page[schemas.UsageDay],
+    response_model=Page[UsageDay],
     responses={
         **responses("not_found"),
         200: {
@@ -92,9 +93,9 @@ def list_usage(
         name = 'attachment; filename="usage.csv"'
         return StreamingResponse(_table(read, *page), media_type=CSV, headers={"Content-Disposition": name})
     rows, has_more = read(cursor, limit)
-    data = [schemas.UsageDay.of(row) for row in rows]
+    data = [UsageDay.of(row) for row in rows]
     next_cursor = f"{data[-1].day}.{data[-1].customer}" if has_more else None
-    return schemas.Page(data=data, has_more=has_more, next_cursor=next_cursor)
+    return Page(data=data, has_more=has_more, next_cursor=next_cursor)
 
 
 def _cursor(after: str) -> Cursor:
@@ -107,9 +108,9 @@ def _cursor(after: str) -> Cursor:
 
 
 def _table(read: _Reader, rows: Sequence[models.UsageDay], has_more: bool) -> Iterator[str]:
-    yield _lines([schemas.UsageDay.model_fields])
+    yield _lines([UsageDay.model_fields])
     while rows:
-        yield _lines(schemas.UsageDay.of(row).model_dump().values() for row in rows)
+        yield _lines(UsageDay.of(row).model_dump().values() for row in rows)
         if not has_more:
             return
         rows, has_more = read(Cursor(rows[-1].day, rows[-1].customer_id), _ROWS_AT_ONCE)

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from api.schemas import Hyperparameters, MethodChoice, Moment
+from api.schemas import Moment
+from api.tuning_schemas import Hyperparameters, MethodChoice
 from bpt_core.recipe import Recipe
 
 
