@@ -28,24 +28,21 @@ def _plain(text: str) -> str:
     return text
 
 
-def _is_a_moment(moment: object) -> object:
-    if not isinstance(moment, str) or not _RFC_3339.match(moment):
-        raise ValueError("as in 2026-01-02T00:00:00Z")
-    return moment
+def _written(pattern: str, example: str) -> BeforeValidator:
+    """Pydantic alone would take seconds since 1970 as well."""
 
+    def check(value: object) -> object:
+        if not isinstance(value, str) or not re.match(pattern, value):
+            raise ValueError(f"as in {example}")
+        return value
 
-def _is_a_day(day: object) -> object:
-    if not isinstance(day, str) or not _DAY.fullmatch(day):
-        raise ValueError("as in 2026-01-02")
-    return day
+    return BeforeValidator(check)
 
 
 def _is_whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 PlainText = Annotated[str, AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN})]
 Name = Annotated[PlainText, Field(min_length=1, max_length=200)]
 Metadata = Annotated[
@@ -54,9 +51,8 @@ Metadata = Annotated[
 ]
 # An integer as JSON Schema has it: 5 and 5.0, neither "5" nor true.
 WHOLE = BeforeValidator(_is_whole)
-# Pydantic alone would take seconds since 1970 as well.
-Moment = Annotated[AwareDatetime, BeforeValidator(_is_a_moment)]
-Day = Annotated[date, BeforeValidator(_is_a_day)]
+Moment = Annotated[AwareDatetime, _written(r"\d{4}-\d{2}-\d{2}[Tt ]", "2026-01-02T00:00:00Z")]
+Day = Annotated[date, _written(r"\d{4}-\d{2}-\d{2}\Z", "2026-01-02")]
 PromptSetName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", examples=["birds"])]
 PositiveFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

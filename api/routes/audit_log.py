@@ -12,12 +12,13 @@ from api.customer_schemas import AuditEntry
 from api.deps import AdminSession, After, AuditReadSession, Limit, customer_of, require
 from api.problems import responses
 from api.schemas import Moment, Page, PlainText
+from api.turns import OneTurnRoute
 from bpt_store import audit, ids, models
 from bpt_store.audit import Action, Filters
 from bpt_store.customers import Identity, Scope
 from bpt_store.paging import page
 
-router = APIRouter(prefix="/v1", tags=["audit-log"])
+router = APIRouter(prefix="/v1", tags=["audit-log"], route_class=OneTurnRoute)
 
 
 def _filters(

@@ -10,12 +10,13 @@ from api.catalog_schemas import Backbone, MethodInfo
 from api.deps import ServicesDep, require
 from api.problems import responses
 from api.schemas import Page
+from api.turns import OneTurnRoute
 from bpt_core.catalog import CATALOG
 from bpt_core.methods import STARTS, Depth, Method
 from bpt_core.recipe import DEFAULTS
 from bpt_store.customers import Identity, Scope
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=OneTurnRoute)
 Caller = Annotated[Identity, Depends(require(Scope.JOBS_READ))]
 
 

@@ -13,6 +13,7 @@ from api.comparison_schemas import Comparison, FlippedImage
 from api.deps import After, Limit, ServicesDep, customer_of, numbered, require
 from api.problems import Problem, responses
 from api.schemas import Page
+from api.turns import OneTurnRoute
 from bpt_core import comparison
 from bpt_core.comparison import Flip, Pair
 from bpt_core.tally import task_of
@@ -22,7 +23,9 @@ from bpt_store.errors import NotFound
 from bpt_store.models import JobKind
 from bpt_store.objects import Objects
 
-router = APIRouter(prefix="/v1/batch-predictions/{job_id}/comparison", tags=["batch-predictions"])
+router = APIRouter(
+    prefix="/v1/batch-predictions/{job_id}/comparison", tags=["batch-predictions"], route_class=OneTurnRoute
+)
 
 Reference = Annotated[str, Query(max_length=150, description="as in the results", examples=["birds:3"])]
 CODES = ("not_found", "job_unfinished", "comparison_mismatch")

@@ -11,6 +11,7 @@ from api.deps import DatasetsReadSession, Limit, Services, ServicesDep
 from api.item_schemas import DatasetItem, SplitName
 from api.problems import Problem, responses
 from api.schemas import Page
+from api.turns import OneTurnRoute
 from bpt_core.dataset import read_image
 from bpt_core.errors import DatasetError
 from bpt_core.items import IndexedItem, Items
@@ -19,7 +20,7 @@ from bpt_store import datasets
 from bpt_store.errors import NotFound
 from bpt_store.models import DatasetVersion
 
-router = APIRouter(prefix="/v1/datasets/{dataset_id}/items", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets/{dataset_id}/items", tags=["datasets"], route_class=OneTurnRoute)
 
 # A picture is named by what it shows, so a copy of it never grows old.
 FOREVER = "private, max-age=31536000, immutable"

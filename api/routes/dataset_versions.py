@@ -13,11 +13,12 @@ from api.deps import DatasetsReadSession, Limit, Services, customer_of, require
 from api.problems import Problem, responses
 from api.schemas import Page
 from api.tuning_schemas import JobEvent
+from api.turns import OneTurnRoute
 from bpt_store import datasets, ids, jobs
 from bpt_store.customers import Identity, Scope
 from bpt_store.models import JobKind
 
-router = APIRouter(prefix="/v1/datasets/{dataset_id}/versions", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets/{dataset_id}/versions", tags=["datasets"], route_class=OneTurnRoute)
 
 
 @router.get("", summary="List the versions of a dataset, newest first", responses=responses("not_found"))

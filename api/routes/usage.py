@@ -18,12 +18,13 @@ from api.deps import After, Limit, Services, ServicesDep
 from api.keys import IdentityDep
 from api.problems import Problem, responses
 from api.schemas import Day, Page
+from api.turns import OneTurnRoute
 from bpt_store import ids, models, usage
 from bpt_store.customers import Identity, Scope
 from bpt_store.errors import NotFound
 from bpt_store.usage import Cursor, Span
 
-router = APIRouter(prefix="/v1/usage", tags=["usage"])
+router = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=OneTurnRoute)
 
 CSV = "text/csv"
 _ROWS_AT_ONCE = 1000
