@@ -177,7 +177,8 @@ def _pooled(url: str) -> Engine:
     """Whose connections are seen to hold before they are used again: one that lay idle is pinged, and one that was in
     use just now is looked at. Whoever ended it has left something to be read; only a network that went away has not.
     """
-    engine = _engine(url, pool_size=10, max_overflow=10, pool_timeout=_PATIENCE_SECONDS)
+    # Last in, first out: a few connections stay in use, and none lies idle for as long as their number is.
+    engine = _engine(url, pool_size=10, max_overflow=10, pool_timeout=_PATIENCE_SECONDS, pool_use_lifo=True)
 
     @event.listens_for(engine, "checkin")
     def note(connection: _Impatient | None, record: ConnectionPoolEntry) -> None:

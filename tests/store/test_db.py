@@ -28,6 +28,7 @@ def pings(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_a_connection_is_pinged_only_after_it_lay_idle(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database._system_engine.dispose()  # connections of other tests'
     seen = pings(database, monkeypatch)
     monkeypatch.setattr(db, "UNASKED_SECONDS", 600.0)
     with database.system() as session:

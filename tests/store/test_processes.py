@@ -35,7 +35,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def shell(script: str) -> subprocess.Popen[bytes]:
     """A shell that leads a process group and has said `ready`."""
-    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        ["sh", "-c", script],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        # A shell cannot trap what was ignored when it began, as in tests that were started in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     with process.stdout as output:
         assert output.readline() == b"ready\n"
