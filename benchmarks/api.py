@@ -65,7 +65,7 @@ def bare() -> FastAPI:
     app, database = FastAPI(), Database(load_settings())
 
     def open_session(authorization: Annotated[str, Header()]) -> Iterator[Session]:
-        with database.system() as session:
+        with database.lookup() as session:
             identity = customers.authenticate(session, authorization.removeprefix("Bearer "))
         assert identity.customer_id is not None
         with database.customer(identity.customer_id) as session:
