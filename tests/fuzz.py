@@ -62,6 +62,7 @@ DEPENDS = {
     ("createDatasetVersion", ""): "each item once, and one at least",
     ("createUpload", ""): "a name or a dataset, not both",
     ("createPredictions", "prompt_sets"): "every image needs one, its own or that of all",
+    ("listUsage", "from"): "not after the last day",
     ("setPromptSetGate", "metric"): "which there are, on the task of the dataset",
 }
 
